@@ -29,7 +29,7 @@ const HeaderBytes = 61
 
 // Header is one record header. Keys may repeat; order is kept.
 type Header struct {
-	Key   string
+	Key   string // from an [Iter] it aliases the batch: strings.Clone to keep it longer
 	Value []byte // nil = null
 }
 
