@@ -1,0 +1,68 @@
+# Everything a developer, CI or a stranger runs. `make help` lists it.
+SHELL := /bin/bash
+GO ?= go
+BIN := bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags='$(LDFLAGS)'
+COMMANDS := tailrace tailrace-edge tailrace-hub firmware-sim
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+HOT := ./storage/... ./edge/mqtt/... ./uplink ./uplink/wire ./uplink/link ./uplink/hub/...
+FUZZTIME ?= 60s
+KILLS ?= 200
+HISTORIES ?= 5000
+
+.PHONY: help run build test quick race check lint cross setup fuzz sim crash bench bars clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
+
+run: build ## build and start the demo: a hub, two nodes and a wind farm; Ctrl-C ends it
+	@$(BIN)/tailrace demo
+
+build: ## build the four commands into bin/
+	@mkdir -p $(BIN)
+	@for c in $(COMMANDS); do $(BUILD) -o $(BIN)/$$c ./cmd/$$c || exit 1; done
+
+test: setup build ## run every test (installs the peers it needs on Debian or Ubuntu as root)
+	@.ci/test
+
+quick: ## the minute-long subset: unit tests with -short
+	$(GO) test -short ./...
+
+race: ## race detector on the hot packages
+	$(GO) test -race -short $(HOT)
+
+check: lint cross ## format, vet, staticcheck, import rules, known vulnerabilities, cross-builds
+
+lint:
+	@fmt=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$fmt" ]; then echo "not gofmt'ed: $$fmt"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) test -count=1 ./cmd -run 'TestImport'
+	@.ci/vulncheck $(GOVULNCHECK)
+
+cross: ## static binaries for all platforms, thrown away
+	@.ci/cross
+
+setup: ## install the outside programs that the tests talk to
+	@.ci/setup
+
+fuzz: ## every fuzz target for FUZZTIME (60s)
+	@.ci/fuzz $(FUZZTIME)
+
+sim: ## HISTORIES (5000) seeded histories of the whole system in simulated time
+	$(GO) test -count=1 -timeout 0 ./firmware-sim/scenario/ -run 'TestHistories' -histories $(HISTORIES)
+
+crash: build ## KILLS (200) SIGKILLs of node, hub or both during ingest, checked against an outside ledger
+	$(GO) test -count=1 -timeout 0 -v ./firmware-sim/scenario/... -run 'TestKill' -kills $(KILLS)
+
+bench: ## Go benchmarks beside the code, with their physical floors
+	$(GO) test -run '^$$' -bench . -benchmem ./storage/... ./edge/mqtt/... ./uplink/... ./devices/...
+
+bars: setup build ## measure every bar with a figure: bar, target, measured, command; fails if one falls short
+	@$(GO) run ./cmd/bars
+
+clean: ## remove what the build made
+	rm -rf $(BIN) dist
