@@ -1,0 +1,73 @@
+package link
+
+import (
+	"crypto/tls"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"time"
+
+	"tailrace/uplink/wire"
+)
+
+// ClientConfig configures a node's end.
+type ClientConfig struct {
+	NodeID     string                         // must be the name in the certificate (common name or a URI SAN ending in /NodeID)
+	Hubs       []string                       // host:port, all serving one store, tried in order
+	TLS        *tls.Config                    // client certificate and roots; cloned, ALPN and TLS 1.3 are set here
+	Source     Source                         // the node's log
+	Status     func() wire.Status             // nil = no reports
+	PacketConn func() (net.PacketConn, error) // a fresh socket, closed by the client; nil = UDP on the wildcard address
+	Resolve    func(hub string) (net.Addr, error)
+	Rand       *rand.Rand // jitter and session ids; nil = seeded by the system
+	Logger     *slog.Logger
+	Boot       wire.ID // this start of the process; zero = random
+	Software   string  // name and version, for people
+
+	// OnWelcome may refuse a hub by its store (another store than before): the client then
+	// tries the next hub. Nothing of a refused hub reaches Source. nil = any store.
+	OnWelcome func(w wire.Welcome) error
+	OnConfig  func(c wire.Config)
+	OnCommand func(c wire.Command) wire.CommandResult // nil = every command is refused. Runs on a goroutine of its own, one at a time.
+	OnFork    func(f wire.Fork, topic string, partition int)
+
+	ClockTrusted func() bool // nil = true
+
+	WindowBytes    int           // raw bytes outstanding at most, whatever credit says. Default 4 MiB, 256 KiB..64 MiB
+	FrameBytes     int           // bulk frames, raw. Default 128 KiB, 16 KiB..1 MiB
+	LiveWindow     int           // zstd window of the live stream. Default 32 KiB
+	BulkWindow     int           // zstd window of the bulk stream. Default 512 KiB
+	NoCompression  bool          // send everything with codec none
+	MaxBulk        int           // extra bulk connections at most, within what the hub allows. Default 0
+	Heartbeat      time.Duration // default 15 s; the hub's wish wins
+	StatusInterval time.Duration // default 15 s
+	IdleTimeout    time.Duration // of the QUIC connection; default 90 s
+	BackoffMin     time.Duration // default 500 ms
+	BackoffMax     time.Duration // default 60 s
+	DialTimeout    time.Duration // default 10 s
+}
+
+// ServerConfig configures the hub's end.
+type ServerConfig struct {
+	PacketConn net.PacketConn // closed by Run
+	TLS        *tls.Config    // server certificate and ClientCAs; cloned, client certificates required, TLS 1.3
+	Sink       Sink
+	Logger     *slog.Logger
+
+	StatelessResetKey *[32]byte // fixed across restarts, so that nodes notice one at once; nil = none
+
+	// Split cuts a concatenation of batches to the offsets [from, to); nil = a batch that
+	// crosses the edge of a wanted range is refused. storage/record has one.
+	Split func(batches []byte, from, to int64) ([]byte, error)
+
+	MaxNodes     int               // sessions at once. Default 16384
+	Credit       [wire.Lanes]int64 // raw bytes a session may have outstanding, by lane. Default 1, 1 and 8 MiB
+	TotalBytes   int64             // raw bytes outstanding of all sessions. Default 512 MiB
+	FrameBytes   int               // largest raw frame. Default wire.MaxFrameBytes
+	WindowBytes  int               // largest zstd window. Default 1 MiB
+	MaxBulk      int               // extra bulk connections a session may open. Default 8
+	Heartbeat    time.Duration     // asked of nodes. Default 15 s
+	IdleTimeout  time.Duration     // default 90 s
+	HelloTimeout time.Duration     // from accept to Hello. Default 10 s
+	AckDelay     time.Duration     // acks are coalesced for at most this long. Default 0: whatever became durable since the last one was written
+}
