@@ -1,0 +1,91 @@
+package storehttp
+
+import (
+	"net/http"
+	"time"
+
+	"tailrace/storage"
+)
+
+// TopicInfo describes a topic in answers.
+type TopicInfo struct {
+	Name             string            `json:"name"`
+	Class            string            `json:"class"`
+	PartitionCount   int               `json:"partition_count"`
+	Records          int64             `json:"records"` // between log start and high watermark, all partitions
+	Bytes            int64             `json:"bytes"`
+	MinTime          string            `json:"min_time,omitempty"` // of record timestamps, RFC 3339
+	MaxTime          string            `json:"max_time,omitempty"`
+	RetentionSeconds int64             `json:"retention_seconds"` // 0 = kept for ever
+	RetentionBytes   int64             `json:"retention_bytes"`   // 0 = no limit
+	Internal         bool              `json:"internal"`          // kept by Tailrace itself
+	Labels           map[string]string `json:"labels,omitempty"`
+	Partitions       []PartitionInfo   `json:"partitions,omitempty"` // only where one topic was asked for
+}
+
+// PartitionInfo describes a partition in answers. Offsets are [start, high_watermark).
+type PartitionInfo struct {
+	Partition     int    `json:"partition"`
+	Start         int64  `json:"start"`
+	HighWatermark int64  `json:"high_watermark"`
+	Bytes         int64  `json:"bytes"`
+	MinTime       string `json:"min_time,omitempty"`
+	MaxTime       string `json:"max_time,omitempty"`
+}
+
+// Describe returns a topic's figures as the API shows them.
+func Describe(t *storage.Topic, partitions bool) TopicInfo {
+	c := t.Config()
+	info := TopicInfo{
+		Name: t.Name(), Class: c.Class, RetentionSeconds: int64(c.RetentionAge / time.Second),
+		RetentionBytes: c.RetentionBytes, Internal: Internal(t.Name()), Labels: c.Labels,
+	}
+	var lo, hi int64
+	for _, p := range t.Partitions() {
+		start, hw := p.Start(), p.HighWatermark()
+		pi := PartitionInfo{Partition: p.Index(), Start: start, HighWatermark: hw, Bytes: p.Bytes()}
+		if hw > start {
+			a, _ := p.StartTime()
+			b, _ := p.LastTime()
+			pi.MinTime, pi.MaxTime = FormatTime(a), FormatTime(b)
+			if info.Records == 0 || a < lo {
+				lo = a
+			}
+			if info.Records == 0 || b > hi {
+				hi = b
+			}
+			info.Records += hw - start
+		}
+		info.Bytes += pi.Bytes
+		info.PartitionCount++
+		if partitions {
+			info.Partitions = append(info.Partitions, pi)
+		}
+	}
+	if info.Records > 0 {
+		info.MinTime, info.MaxTime = FormatTime(lo), FormatTime(hi)
+	}
+	return info
+}
+
+// Internal says whether a topic is kept by Tailrace itself; nobody else writes to it.
+func Internal(topic string) bool { return len(topic) > 2 && topic[:2] == "__" }
+
+// FormatTime writes milliseconds since 1970 as the API does: RFC 3339, UTC, milliseconds.
+func FormatTime(ms int64) string {
+	return time.UnixMilli(ms).UTC().Format("2006-01-02T15:04:05.000Z07:00")
+}
+
+func (h *Handler) topics(w http.ResponseWriter, r *http.Request) {
+	list := []TopicInfo{} // [] and not null when there is none
+	for _, t := range h.store.Topics() {
+		list = append(list, Describe(t, false))
+	}
+	writeJSON(w, http.StatusOK, map[string]any{"topics": list})
+}
+
+func (h *Handler) topic(w http.ResponseWriter, r *http.Request) {
+	if t := h.lookup(w, r); t != nil {
+		writeJSON(w, http.StatusOK, Describe(t, true))
+	}
+}

@@ -1,0 +1,131 @@
+package hub
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"tailrace/uplink"
+	"tailrace/uplink/wire"
+)
+
+// streamKey names an origin as state keys do: node/epoch/topic/partition. The
+// parts hold no "/" (checked by validName before anything is stored).
+type streamKey struct {
+	node      string
+	epoch     wire.ID
+	topic     string
+	partition int
+}
+
+func keyOf(o wire.Origin) streamKey { return streamKey{o.Node, o.Epoch, o.Topic, o.Partition} }
+
+func (k streamKey) origin() wire.Origin {
+	return wire.Origin{Node: k.node, Epoch: k.epoch, Topic: k.topic, Partition: k.partition}
+}
+
+func (k streamKey) String() string {
+	return k.node + "/" + k.epoch.String() + "/" + k.topic + "/" + strconv.Itoa(k.partition)
+}
+
+func parseStreamKey(s string) (k streamKey, err error) {
+	parts := strings.Split(s, "/")
+	if len(parts) != 4 {
+		return k, fmt.Errorf("progress key %q: want node/epoch/topic/partition", s)
+	}
+	k.node, k.topic = parts[0], parts[2]
+	if k.epoch, err = parseID(parts[1]); err != nil {
+		return k, fmt.Errorf("progress key %q: %w", s, err)
+	}
+	if k.partition, err = strconv.Atoi(parts[3]); err != nil {
+		return k, fmt.Errorf("progress key %q: %w", s, err)
+	}
+	return k, nil
+}
+
+func parseID(s string) (id wire.ID, err error) {
+	if len(s) != 2*len(id) {
+		return id, fmt.Errorf("id %q has not %d hexadecimal digits", s, 2*len(id))
+	}
+	for i := range id {
+		n, err := strconv.ParseUint(s[2*i:2*i+2], 16, 8)
+		if err != nil {
+			return id, fmt.Errorf("id %q: %w", s, err)
+		}
+		id[i] = byte(n)
+	}
+	return id, nil
+}
+
+// progressValue is the value of a KindProgress entry. It is on disk for good:
+// fields are added, never renumbered.
+type progressValue struct {
+	Held       uplink.RangeSet `cbor:"1,keyasint"`
+	LastOffset int64           `cbor:"2,keyasint"` // base offset of the last batch stored, as the node stored it; -1 = none
+	LastCRC    uint32          `cbor:"3,keyasint"`
+	MaxTime    int64           `cbor:"4,keyasint,omitempty"`
+	Stored     int64           `cbor:"5,keyasint,omitempty"`
+}
+
+// canonical is deterministic CBOR (RFC 8949, 4.2.1).
+var canonical = func() cbor.EncMode {
+	m, err := cbor.CoreDetEncOptions().EncMode()
+	if err != nil {
+		panic("internal error: " + err.Error())
+	}
+	return m
+}()
+
+// decodeMode bounds what a damaged value can make us allocate and refuses
+// duplicate keys.
+var decodeMode = func() cbor.DecMode {
+	m, err := cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: 1 << 18, MaxMapPairs: 1 << 16, MaxNestedLevels: 16}.DecMode()
+	if err != nil {
+		panic("internal error: " + err.Error())
+	}
+	return m
+}()
+
+func encode(v any) []byte {
+	b, err := canonical.Marshal(v)
+	if err != nil { // our own types always encode
+		panic("internal error: " + err.Error())
+	}
+	return b
+}
+
+// assignKey names a node's partition, across its epochs.
+type assignKey struct {
+	node, topic string
+	partition   int
+}
+
+func (k assignKey) String() string { return k.node + "/" + k.topic + "/" + strconv.Itoa(k.partition) }
+
+func parseAssignKey(s string) (k assignKey, err error) {
+	parts := strings.Split(s, "/")
+	if len(parts) != 3 {
+		return k, fmt.Errorf("assignment key %q: want node/topic/partition", s)
+	}
+	k.node, k.topic = parts[0], parts[1]
+	if k.partition, err = strconv.Atoi(parts[2]); err != nil {
+		return k, fmt.Errorf("assignment key %q: %w", s, err)
+	}
+	return k, nil
+}
+
+// validName says whether s may be a node id or a topic: Kafka's rule for topic names.
+func validName(s string) bool {
+	if s == "" || len(s) > wire.MaxNameBytes || s == "." || s == ".." {
+		return false
+	}
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-') {
+			return false
+		}
+	}
+	return true
+}
