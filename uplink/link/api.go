@@ -76,7 +76,9 @@ func (s *Server) Nodes() []NodeState { return nil }
 func (s *Server) Drain(reason string, hubs []string, retryAfter time.Duration) {}
 
 // Disconnect closes a node's session.
-func (s *Server) Disconnect(node string, code wire.Code, message string) error { return ErrNotConnected }
+func (s *Server) Disconnect(node string, code wire.Code, message string) error {
+	return ErrNotConnected
+}
 
 // Want asks a connected node for a range of one partition and epoch (on-demand replay). The
 // batches arrive at Sink.Append with the lane given.

@@ -30,7 +30,8 @@ const (
 	MaxMessageBytes = 1 << 20 // one control message, type and body
 	MaxFrameBytes   = 8 << 20 // raw bytes of one data frame; a batch larger than this cannot travel
 	MaxNameBytes    = 249     // node id, topic, class: Kafka's limit for topic names
-	MaxPartitions   = 16384   // partitions in one Inventory
+	MaxPartitions   = 8192    // partitions in one Inventory
+	MaxEpochs       = 64      // epochs in one Inventory
 	MaxRanges       = 8192    // ranges in one set
 )
 

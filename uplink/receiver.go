@@ -1,0 +1,534 @@
+package uplink
+
+import (
+	"fmt"
+	"slices"
+
+	"tailrace/uplink/ranges"
+	"tailrace/uplink/wire"
+)
+
+// ReceiverConfig bounds a Receiver.
+type ReceiverConfig struct {
+	Node   string
+	Credit [wire.Lanes]int64 // raw bytes outstanding per lane, to begin with
+	// Split cuts batches to [from, to); nil = a batch across an edge is an error.
+	Split func(batches []byte, from, to int64) ([]byte, error)
+}
+
+// Receiver is the hub's half of one session: what to ask for, what arrived, in
+// which order it may be stored, and what to acknowledge. A plain value like
+// Sender. Not safe for concurrent use.
+//
+//	Plan                what to ask for, from inventory and durable progress
+//	Admit, Frame        a frame came; what may be stored now, in order
+//	Durable, Declared   what the store made durable
+//	Messages, Ack       what to tell the node
+//
+// Invariants: what is delivered of a wanted range is delivered once and in offset
+// order; bytes held back or delivered and not yet durable never exceed the credit
+// by more than one frame.
+type Receiver struct {
+	cfg      ReceiverConfig
+	epochs   []wire.EpochInfo
+	parts    map[uint32]*recvPart
+	wants    map[uint32]*recvWant
+	lastWant uint32
+	lanes    [wire.Lanes]recvLane
+	acks     []wire.PartitionRanges
+	out      []wire.Message
+}
+
+type recvLane struct {
+	limit    int64  // bytes outstanding at most
+	received uint64 // raw bytes of batches admitted
+	returned uint64 // of those, durable or dropped
+	told     uint64 // the grant the node knows
+}
+
+func (l *recvLane) granted() uint64 { return l.returned + uint64(l.limit) }
+
+type recvPart struct {
+	info   wire.PartitionInfo
+	wants  []*recvWant
+	later  []*wire.Want // in-order: younger epochs, asked for when the older one is complete
+	forked map[int]bool // by epoch
+}
+
+type recvWant struct {
+	id      uint32
+	part    *recvPart
+	epoch   int
+	wanted  RangeSet // with follow the last range is open
+	next    int64    // first offset wanted and not delivered
+	done    RangeSet // declared lost, or cut out, at or above next
+	held    map[int64]heldFrame
+	ordered bool
+}
+
+type heldFrame struct {
+	batches []byte
+	buf     any
+	next    int64
+	lane    wire.Lane
+	bytes   int64
+}
+
+// Deliver is a run of batches that may be stored now, after all earlier Delivers
+// of its partition.
+type Deliver struct {
+	Origin  wire.Origin
+	Batches []byte
+	Range   Range
+	Records int
+	Bytes   int64 // to give to Durable
+	Buf     any   // what Frame was given with these batches, to be reused after Durable
+
+	part  uint32
+	epoch int
+}
+
+// NewReceiver starts a session.
+func NewReceiver(cfg ReceiverConfig, inv wire.Inventory) *Receiver {
+	r := &Receiver{cfg: cfg, epochs: inv.Epochs, parts: map[uint32]*recvPart{}, wants: map[uint32]*recvWant{}}
+	for l := range r.lanes {
+		r.lanes[l].limit = cfg.Credit[l]
+		r.lanes[l].told = uint64(cfg.Credit[l])
+	}
+	return r
+}
+
+// Plan asks for what progress lacks of the inventory's partitions; of those that
+// were planned before nothing new is asked. mode overrides the inventory's, by topic.
+func (r *Receiver) Plan(inv wire.Inventory, progress []Progress, mode map[string]wire.Mode, rate [wire.Lanes]uint64) {
+	type key struct {
+		name
+		epoch wire.ID
+	}
+	known := make(map[key]*Progress, len(progress))
+	for i := range progress {
+		p := &progress[i]
+		known[key{name{p.Topic, p.Partition}, p.Epoch}] = p
+	}
+	for i := range inv.Partitions {
+		info := inv.Partitions[i]
+		if p := r.parts[info.ID]; p != nil {
+			p.info.Start, p.info.Next = info.Start, info.Next
+			continue
+		}
+		p := &recvPart{info: info, forked: map[int]bool{}}
+		r.parts[info.ID] = p
+		m := info.Mode
+		if x, ok := mode[info.Topic]; ok {
+			m = x
+		}
+		if m == wire.ModeOnDemand {
+			continue
+		}
+		for _, sp := range spans(r.epochs, info.Topic, info.Partition) {
+			var held RangeSet
+			var last *wire.Held
+			if k := known[key{name{info.Topic, info.Partition}, r.epochs[sp.epoch].ID}]; k != nil {
+				held, last = k.Held, k.Last
+			}
+			missing := held.Missing(sp.from, sp.to)
+			if len(missing) > wire.MaxRanges {
+				missing = append(missing[:wire.MaxRanges-1:wire.MaxRanges-1], missing[len(missing)-1])
+			}
+			r.plan(p, sp, missing, last, m, rate)
+		}
+		r.ask(p)
+	}
+}
+
+func (r *Receiver) plan(p *recvPart, sp span, missing RangeSet, last *wire.Held, m wire.Mode, rate [wire.Lanes]uint64) {
+	w := &wire.Want{Partition: p.info.ID, Epoch: r.epochs[sp.epoch].ID, Lane: wire.LaneBulk, CatchUp: wire.LaneBulk, Last: last}
+	if sp.to == Forever {
+		tail := missing[len(missing)-1]
+		w.Follow, w.From, w.Lane = true, tail.From, wire.LaneLive
+		w.Ranges = missing[:len(missing)-1].Clone()
+		if m == wire.ModeLiveFirst && tail.From < p.info.Next {
+			w.Ranges.Add(tail.From, p.info.Next)
+			back := &wire.Want{Partition: w.Partition, Epoch: w.Epoch, Ranges: w.Ranges, Lane: wire.LaneBackfill, CatchUp: wire.LaneBackfill, Rate: rate[wire.LaneBackfill], Last: last}
+			w.Ranges, w.From, w.CatchUp = nil, p.info.Next, wire.LaneLive
+			r.send(p, back, false)
+		}
+	} else if w.Ranges = missing; len(missing) == 0 {
+		return // an older epoch that is complete
+	}
+	w.Rate = rate[w.Lane]
+	if m == wire.ModeLiveFirst {
+		r.send(p, w, false)
+		return
+	}
+	p.later = append(p.later, w)
+}
+
+// ask sends the next Want of an in-order partition when the one before is delivered.
+func (r *Receiver) ask(p *recvPart) {
+	for _, w := range p.wants {
+		if w.ordered {
+			return
+		}
+	}
+	if len(p.later) > 0 {
+		w := p.later[0]
+		p.later = p.later[1:]
+		r.send(p, w, true)
+	}
+}
+
+func (r *Receiver) send(p *recvPart, m *wire.Want, ordered bool) {
+	r.lastWant++
+	m.ID = r.lastWant
+	w := &recvWant{id: m.ID, part: p, epoch: epochIndex(r.epochs, m.Epoch), wanted: m.Ranges.Clone(), held: map[int64]heldFrame{}, ordered: ordered}
+	if m.Follow {
+		w.wanted.Add(m.From, Forever)
+	}
+	w.skip()
+	r.wants[w.id] = w
+	p.wants = append(p.wants, w)
+	r.out = append(r.out, m)
+}
+
+// Ask asks for ranges of one partition and epoch on demand.
+func (r *Receiver) Ask(topic string, index int, epoch wire.ID, want RangeSet, lane wire.Lane, rate uint64) error {
+	if epochIndex(r.epochs, epoch) < 0 {
+		return fmt.Errorf("node %s has no epoch %s", r.cfg.Node, epoch)
+	}
+	if len(want) == 0 || len(want) > wire.MaxRanges || !want.Valid() {
+		return fmt.Errorf("ask node %s for ranges %s: want 1 to %d disjoint ranges", r.cfg.Node, want, wire.MaxRanges)
+	}
+	for _, p := range r.parts {
+		if p.info.Topic == topic && p.info.Partition == index {
+			r.send(p, &wire.Want{Partition: p.info.ID, Epoch: epoch, Ranges: want.Clone(), Lane: lane, CatchUp: lane, Rate: rate}, false)
+			return nil
+		}
+	}
+	return fmt.Errorf("node %s has no partition %s/%d", r.cfg.Node, topic, index)
+}
+
+// skip moves next to the first offset that is wanted and neither delivered nor done.
+func (w *recvWant) skip() {
+	for {
+		for len(w.wanted) > 0 && w.wanted[0].To <= w.next {
+			w.wanted = w.wanted[1:]
+		}
+		if len(w.wanted) == 0 {
+			return
+		}
+		w.next = max(w.next, w.wanted[0].From)
+		for len(w.done) > 0 && w.done[0].To <= w.next {
+			w.done = w.done[1:]
+		}
+		if len(w.done) == 0 || w.done[0].From > w.next {
+			return
+		}
+		w.next = w.done[0].To
+	}
+}
+
+// limit is the end of the wanted run that begins at w.next.
+func (w *recvWant) limit() int64 {
+	if len(w.wanted) == 0 {
+		return w.next
+	}
+	return w.wanted[0].To
+}
+
+// Admit says whether a frame with raw bytes may be taken in on a lane now. An
+// error means that the node sends beyond its credit.
+func (r *Receiver) Admit(lane wire.Lane, raw int) error {
+	l := &r.lanes[lane]
+	if l.received >= l.granted() {
+		return fmt.Errorf("%w: node %s sends beyond its credit of %d bytes on the %s lane", wire.ErrMalformed, r.cfg.Node, l.granted(), lane)
+	}
+	return nil
+}
+
+// Frame takes a decoded frame and appends to out what may be stored now. batches
+// belongs to the Receiver, then to the Deliver; buf comes back with it. used is
+// false when batches was dropped (a repetition, or nothing wanted any more).
+func (r *Receiver) Frame(out []Deliver, lane wire.Lane, h wire.FrameHeader, batches []byte, buf any) (_ []Deliver, used bool, err error) {
+	p := r.parts[h.Partition]
+	if p == nil || int(h.Epoch) >= len(r.epochs) {
+		return out, false, fmt.Errorf("%w: frame for partition %d epoch %d, which are not in the inventory", wire.ErrMalformed, h.Partition, h.Epoch)
+	}
+	n := int64(len(batches))
+	r.lanes[lane].received += uint64(n)
+	end := h.Base + h.Count
+	if err := verify(h, batches); err != nil {
+		return out, false, fmt.Errorf("frame of %s/%d: %w", p.info.Topic, p.info.Partition, err)
+	}
+	var w *recvWant
+	for _, x := range p.wants {
+		if x.epoch == int(h.Epoch) && len(x.wanted) > 0 && h.Base < x.wanted[len(x.wanted)-1].To && end > x.next {
+			w = x
+			break
+		}
+	}
+	if w == nil {
+		r.lanes[lane].returned += uint64(n)
+		return out, false, nil
+	}
+	f := heldFrame{batches: batches, buf: buf, next: end, lane: lane, bytes: n}
+	base := h.Base
+	if _, dup := w.held[base]; dup {
+		r.lanes[lane].returned += uint64(n)
+		return out, false, nil
+	}
+	if base <= w.next {
+		if out, err = r.deliver(out, w, base, f); err != nil {
+			return out, false, err
+		}
+		return r.release(out, w)
+	}
+	w.held[base] = f
+	return out, true, nil
+}
+
+// verify checks that batches are exactly the offsets that h announces, and their CRCs.
+func verify(h wire.FrameHeader, batches []byte) error {
+	at := h.Base
+	for len(batches) > 0 {
+		b, rest, err := wire.NextBatch(batches)
+		if err != nil {
+			return err
+		}
+		if b.Base != at {
+			return fmt.Errorf("%w: batch at offset %d where %d is expected", wire.ErrMalformed, b.Base, at)
+		}
+		if err := b.Verify(); err != nil {
+			return err
+		}
+		at, batches = b.Next, rest
+	}
+	if at != h.Base+h.Count {
+		return fmt.Errorf("%w: frame of %d offsets from %d ends at %d", wire.ErrMalformed, h.Count, h.Base, at)
+	}
+	return nil
+}
+
+// deliver passes f on, cut to what is wanted and not yet delivered.
+func (r *Receiver) deliver(out []Deliver, w *recvWant, base int64, f heldFrame) ([]Deliver, error) {
+	from, to := max(base, w.next), min(f.next, w.limit())
+	b := f.batches
+	if from > base || to < f.next {
+		cut, err := r.split(w, b, from, to)
+		if err != nil {
+			return out, err
+		}
+		b = cut
+	}
+	records := 0
+	for rest := b; len(rest) > 0; {
+		var x wire.Batch
+		x, rest, _ = wire.NextBatch(rest)
+		records += x.Records
+	}
+	out = append(out, Deliver{
+		Origin:  wire.Origin{Node: r.cfg.Node, Epoch: r.epochs[w.epoch].ID, Topic: w.part.info.Topic, Partition: w.part.info.Partition, Lane: f.lane},
+		Batches: b, Range: Range{From: from, To: to}, Records: records, Bytes: f.bytes, Buf: f.buf, part: w.part.info.ID, epoch: w.epoch,
+	})
+	w.next = to
+	w.skip()
+	return out, nil
+}
+
+// split cuts batches to [from, to): whole batches by themselves, one that crosses with Config.Split.
+func (r *Receiver) split(w *recvWant, b []byte, from, to int64) ([]byte, error) {
+	start, n, clean := 0, 0, true
+	for rest := b; len(rest) > 0; {
+		var x wire.Batch
+		x, rest, _ = wire.NextBatch(rest)
+		switch {
+		case x.Next <= from:
+			start += len(x.Bytes)
+		case x.Base >= to:
+		default:
+			n += len(x.Bytes)
+			clean = clean && x.Base >= from && x.Next <= to
+		}
+	}
+	b = b[start : start+n]
+	if clean {
+		return b, nil
+	}
+	if r.cfg.Split == nil {
+		return nil, fmt.Errorf("%w: %s/%d: a batch crosses the edge of the wanted range [%d,%d)", wire.ErrMalformed, w.part.info.Topic, w.part.info.Partition, from, to)
+	}
+	return r.cfg.Split(b, from, to)
+}
+
+// release delivers held frames that are next, and finishes the want when it is complete.
+func (r *Receiver) release(out []Deliver, w *recvWant) (_ []Deliver, used bool, err error) {
+	for len(w.held) > 0 {
+		f, ok := w.held[w.next]
+		base := w.next
+		if !ok { // passed over, by a declared gap or a cut
+			for b, x := range w.held {
+				if b < w.next && (!ok || b < base) {
+					f, base, ok = x, b, true
+				}
+			}
+			if !ok {
+				break
+			}
+		}
+		delete(w.held, base)
+		if f.next <= w.next {
+			r.lanes[f.lane].returned += uint64(f.bytes)
+			continue
+		}
+		if out, err = r.deliver(out, w, base, f); err != nil {
+			return out, true, err
+		}
+	}
+	if len(w.wanted) == 0 {
+		r.finish(w)
+		r.ask(w.part)
+	}
+	return out, true, nil
+}
+
+func (r *Receiver) finish(w *recvWant) {
+	for _, f := range w.held {
+		r.lanes[f.lane].returned += uint64(f.bytes)
+	}
+	w.held = nil
+	delete(r.wants, w.id)
+	if i := slices.Index(w.part.wants, w); i >= 0 {
+		w.part.wants = slices.Delete(w.part.wants, i, i+1)
+	}
+}
+
+// Durable reports a Deliver as stored: held is acknowledged, its bytes' credit returns.
+func (r *Receiver) Durable(d *Deliver, held RangeSet) {
+	r.lanes[d.Origin.Lane].returned += uint64(d.Bytes)
+	r.ack(d.part, d.epoch, held)
+}
+
+// Held acknowledges ranges of a partition that need no sending (durable before this session).
+func (r *Receiver) Held(topic string, index int, epoch wire.ID, held RangeSet) {
+	e := epochIndex(r.epochs, epoch)
+	for id, p := range r.parts {
+		if e >= 0 && p.info.Topic == topic && p.info.Partition == index {
+			r.ack(id, e, held)
+		}
+	}
+}
+
+func (r *Receiver) ack(part uint32, epoch int, held RangeSet) {
+	id := r.epochs[epoch].ID
+	for i := range r.acks {
+		if r.acks[i].Partition == part && r.acks[i].Epoch == id {
+			r.acks[i].Ranges.AddSet(held)
+			return
+		}
+	}
+	if len(held) > 0 {
+		r.acks = append(r.acks, wire.PartitionRanges{Partition: part, Epoch: id, Ranges: held.Clone()})
+	}
+}
+
+// Gap takes a proposal of gaps. With ok, they are to be declared to the store under
+// origin, and then Declared called.
+func (r *Receiver) Gap(m *wire.GapReport) (origin wire.Origin, ok bool) {
+	p, e := r.parts[m.Partition], epochIndex(r.epochs, m.Epoch)
+	if p == nil || e < 0 || p.forked[e] {
+		return wire.Origin{}, false
+	}
+	return wire.Origin{Node: r.cfg.Node, Epoch: m.Epoch, Topic: p.info.Topic, Partition: p.info.Partition}, true
+}
+
+// Declared reports gaps as committed: they are acknowledged, and what waited behind them may be stored.
+func (r *Receiver) Declared(out []Deliver, m *wire.GapReport, held RangeSet) ([]Deliver, error) {
+	p, e := r.parts[m.Partition], epochIndex(r.epochs, m.Epoch)
+	if p == nil || e < 0 {
+		return out, nil
+	}
+	r.ack(m.Partition, e, held)
+	for _, w := range slices.Clone(p.wants) {
+		if w.epoch != e {
+			continue
+		}
+		for _, g := range held {
+			w.done.Add(max(g.From, w.next), g.To)
+		}
+		w.skip()
+		var err error
+		if out, _, err = r.release(out, w); err != nil {
+			return out, err
+		}
+	}
+	return out, nil
+}
+
+// Fork takes the node's refusal: nothing more is asked of that partition and epoch.
+func (r *Receiver) Fork(m *wire.Fork) (origin wire.Origin, ok bool) {
+	w := r.wants[m.Want]
+	if w == nil || w.part.info.ID != m.Partition {
+		return wire.Origin{}, false
+	}
+	p := w.part
+	p.forked[w.epoch] = true
+	for _, x := range slices.Clone(p.wants) {
+		if x.epoch == w.epoch {
+			r.finish(x)
+		}
+	}
+	p.later = nil // a younger epoch hangs on the one that forked
+	return wire.Origin{Node: r.cfg.Node, Epoch: r.epochs[w.epoch].ID, Topic: p.info.Topic, Partition: p.info.Partition}, true
+}
+
+// Refused takes an Error about one Want: it is given up.
+func (r *Receiver) Refused(want uint32) {
+	if w := r.wants[want]; w != nil {
+		r.finish(w)
+	}
+}
+
+// Limit is the number of raw bytes that may be outstanding on a lane, and how many are.
+func (r *Receiver) Limit(lane wire.Lane) (limit, outstanding int64) {
+	l := &r.lanes[lane]
+	return l.limit, int64(l.received - l.returned)
+}
+
+// Grow raises the limit of a lane by n bytes.
+func (r *Receiver) Grow(lane wire.Lane, n int64) { r.lanes[lane].limit += n }
+
+// Messages hands out what there is to tell the node, acks last.
+func (r *Receiver) Messages() []wire.Message {
+	out := r.out
+	r.out = nil
+	tell := len(r.acks) > 0
+	for i := range r.lanes {
+		l := &r.lanes[i]
+		tell = tell || l.granted()-l.told >= uint64(max(1, l.limit/4))
+	}
+	if !tell {
+		return out
+	}
+	for first := true; first || len(r.acks) > 0; first = false {
+		n := 0
+		for count := 0; n < len(r.acks) && n < wire.MaxPartitions/8; n++ {
+			if count += len(r.acks[n].Ranges); count > wire.MaxRanges && n > 0 {
+				break
+			}
+		}
+		a := &wire.Ack{Acks: r.acks[:n:n]}
+		r.acks = r.acks[n:]
+		for i := range r.lanes {
+			r.lanes[i].told = r.lanes[i].granted()
+			a.Credit[i] = r.lanes[i].told
+		}
+		if len(a.Acks) == 1 && len(a.Acks[0].Ranges) > wire.MaxRanges {
+			all := a.Acks[0].Ranges
+			a.Acks[0].Ranges = all[:wire.MaxRanges:wire.MaxRanges]
+			r.acks = append(r.acks, wire.PartitionRanges{Partition: a.Acks[0].Partition, Epoch: a.Acks[0].Epoch, Ranges: ranges.Set(all[wire.MaxRanges:]).Clone()})
+		}
+		out = append(out, a)
+	}
+	r.acks = nil
+	return out
+}

@@ -1,0 +1,598 @@
+package uplink
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"tailrace/uplink/ranges"
+	"tailrace/uplink/wire"
+)
+
+// SenderConfig bounds a Sender.
+type SenderConfig struct {
+	WindowBytes int64 // raw bytes outstanding at most, whatever the credit
+	LiveBytes   int   // read size on the live lane
+	FrameBytes  int   // read size on the other lanes
+	MaxWants    int   // Wants held at most
+}
+
+// Sender is the node's half of one session: which bytes to read next, for whom,
+// and what is outstanding. It is a plain value: feed it messages, reads and the
+// time, and carry out what it says. Not safe for concurrent use.
+//
+//	Want, Ack, Cancel   what the hub said
+//	Advance             what became durable at the node
+//	Next -> Done        what to read, and what the read gave: a frame to write
+//	Messages            what to tell the hub
+//
+// Invariants: sent[lane] <= credit[lane] + one frame; outstanding <= WindowBytes
+// + one frame; a range is in at most one job at a time.
+type Sender struct {
+	cfg         SenderConfig
+	epochs      []wire.EpochInfo
+	parts       map[uint32]*senderPart
+	byName      map[name]*senderPart
+	wants       map[uint32]*senderWant
+	checks      []*senderWant // read the batch that the hub named, first of all
+	ready       [wire.Lanes][]*senderWant
+	resend      [wire.Lanes][]*slice
+	credit      [wire.Lanes]uint64
+	sent        [wire.Lanes]uint64
+	rate        [wire.Lanes]uint64
+	nextAt      [wire.Lanes]time.Time // when the rate allows the next frame
+	outstanding int64
+	out         []wire.Message
+}
+
+type senderPart struct {
+	id          uint32
+	name        name
+	start, next int64
+	spans       []span
+	wants       []*senderWant
+	gone        map[int]*RangeSet // by epoch: proposed as gaps in this session
+}
+
+// senderWant is one Want and where it is. Ranges in todo come first, then, with
+// follow, everything from pos on.
+type senderWant struct {
+	id      uint32
+	part    *senderPart
+	epoch   int
+	todo    RangeSet
+	follow  bool
+	pos     int64 // next offset to read
+	end     int64 // of the range being read; Forever when following
+	home    wire.Lane
+	catchUp wire.Lane
+	lane    wire.Lane // home or catchUp
+	last    *wire.Held
+	state   wantState
+	flight  []*slice // sent and not acked, ascending
+}
+
+type wantState uint8
+
+const (
+	wantIdle  wantState = iota // nothing durable to send
+	wantReady                  // in a ready queue
+	wantCheck                  // in checks, or its check is being read
+	wantBusy                   // its next range is being read
+	wantDone                   // nothing left, forked or cancelled
+)
+
+// slice is a range that was handed to a connection.
+type slice struct {
+	want     *senderWant
+	from, to int64
+	bytes    int64
+	lane     wire.Lane
+	conn     int
+	acked    bool
+}
+
+// Job is one read of the node's log.
+type Job struct {
+	Topic    string
+	Index    int
+	From, To int64 // wanted is [From, To); To may be Forever
+	MaxBytes int
+	Lane     wire.Lane
+	Check    bool // only the first batch is looked at
+
+	want   *senderWant
+	resend *slice
+}
+
+// Read is what a Job gave.
+type Read struct {
+	Batches []byte // whole batches
+	Gone    bool   // the node no longer has Job.From
+	Failed  bool   // could not be read now; try again after the next Advance
+}
+
+// Frame is one data frame to write.
+type Frame struct {
+	Header  wire.FrameHeader
+	Batches []byte // aliases Read.Batches
+}
+
+// Acked is what became durable at the hub.
+type Acked struct {
+	Topic  string
+	Index  int
+	Epoch  wire.ID
+	Ranges RangeSet
+}
+
+// NewSender starts a session with what Hello offered and Welcome granted.
+func NewSender(cfg SenderConfig, inv wire.Inventory, credit [wire.Lanes]uint64) *Sender {
+	s := &Sender{cfg: cfg, credit: credit, parts: map[uint32]*senderPart{}, byName: map[name]*senderPart{}, wants: map[uint32]*senderWant{}}
+	s.Inventory(inv)
+	return s
+}
+
+// Inventory replaces the list of partitions. Epochs do not change within a session.
+func (s *Sender) Inventory(inv wire.Inventory) {
+	if s.epochs == nil {
+		s.epochs = inv.Epochs
+	}
+	for i := range inv.Partitions {
+		p := &inv.Partitions[i]
+		if sp := s.parts[p.ID]; sp != nil {
+			s.advance(sp, p.Start, p.Next)
+			continue
+		}
+		n := name{p.Topic, p.Partition}
+		sp := &senderPart{id: p.ID, name: n, start: p.Start, next: p.Next, spans: spans(s.epochs, p.Topic, p.Partition), gone: map[int]*RangeSet{}}
+		s.parts[p.ID], s.byName[n] = sp, sp
+	}
+}
+
+// Advance reports a partition's bounds: [start, next) is durable and readable.
+func (s *Sender) Advance(topic string, index int, start, next int64) {
+	if p := s.byName[name{topic, index}]; p != nil {
+		s.advance(p, start, next)
+	}
+}
+
+func (s *Sender) advance(p *senderPart, start, next int64) {
+	p.start, p.next = max(p.start, start), max(p.next, next)
+	for _, w := range p.wants {
+		if w.state == wantIdle {
+			s.queue(w)
+		}
+	}
+}
+
+// Want takes a Want. An error is about the hub's message and ends the session.
+func (s *Sender) Want(m *wire.Want) error {
+	p := s.parts[m.Partition]
+	if p == nil {
+		s.out = append(s.out, &wire.Error{Code: wire.CodeProtocol, Want: m.ID, Message: fmt.Sprintf("no partition with id %d", m.Partition)})
+		return nil
+	}
+	e := epochIndex(s.epochs, m.Epoch)
+	if e < 0 {
+		s.out = append(s.out, &wire.Error{Code: wire.CodeProtocol, Want: m.ID, Message: "no epoch " + m.Epoch.String()})
+		return nil
+	}
+	if s.wants[m.ID] != nil {
+		return fmt.Errorf("%w: want %d came twice", wire.ErrMalformed, m.ID)
+	}
+	if len(s.wants) >= s.cfg.MaxWants {
+		return fmt.Errorf("%w: more than %d wants", wire.ErrMalformed, s.cfg.MaxWants)
+	}
+	if m.Credit > s.credit[m.Lane] {
+		s.credit[m.Lane] = m.Credit
+	}
+	if m.Rate > 0 {
+		s.rate[m.Lane] = m.Rate
+	}
+	w := &senderWant{id: m.ID, part: p, epoch: e, follow: m.Follow, home: m.Lane, catchUp: m.CatchUp, lane: m.Lane, last: m.Last}
+	if !m.Follow {
+		w.catchUp = m.Lane
+	}
+	// Only what this epoch covers: the same offset in another epoch is another record.
+	for _, sp := range p.spans {
+		if sp.epoch != e {
+			continue
+		}
+		w.todo = m.Ranges.Within(sp.from, sp.to)
+		if m.Follow {
+			w.todo = append(w.todo, Range{From: max(m.From, sp.from), To: sp.to}) // bounded for an older epoch
+		}
+	}
+	s.wants[m.ID] = w
+	p.wants = append(p.wants, w)
+	if w.follow && m.From > p.next {
+		s.fork(w, wire.Fork{Offset: m.From, Absent: true})
+		return nil
+	}
+	w.nextRange()
+	if n := len(m.Ranges); n > 0 || m.Follow && p.next-m.From > 256 {
+		w.lane = w.catchUp
+	}
+	if w.last != nil && w.last.Offset >= p.start {
+		if w.last.Offset >= p.next {
+			s.fork(w, wire.Fork{Offset: w.last.Offset, Absent: true})
+			return nil
+		}
+		w.state = wantCheck
+		s.checks = append(s.checks, w)
+		return nil
+	}
+	s.queue(w)
+	return nil
+}
+
+// nextRange moves to the next wanted range; false when there is none.
+func (w *senderWant) nextRange() bool {
+	if len(w.todo) == 0 {
+		w.state = wantDone
+		return false
+	}
+	w.pos, w.end = w.todo[0].From, w.todo[0].To
+	w.todo = w.todo[1:]
+	return true
+}
+
+// queue makes w ready when it has something to send, idle otherwise.
+func (s *Sender) queue(w *senderWant) {
+	if w.state == wantDone {
+		return
+	}
+	for w.pos >= w.end {
+		if !w.nextRange() {
+			s.drop(w)
+			return
+		}
+	}
+	if w.pos >= w.part.next {
+		w.state = wantIdle
+		w.lane = w.home // caught up
+		return
+	}
+	w.state = wantReady
+	s.ready[w.lane] = append(s.ready[w.lane], w)
+}
+
+// drop forgets a finished want once nothing of it is outstanding.
+func (s *Sender) drop(w *senderWant) {
+	w.state = wantDone
+	if len(w.flight) > 0 {
+		return
+	}
+	delete(s.wants, w.id)
+	for i, x := range w.part.wants {
+		if x == w {
+			w.part.wants = append(w.part.wants[:i], w.part.wants[i+1:]...)
+			break
+		}
+	}
+}
+
+func (s *Sender) fork(w *senderWant, f wire.Fork) {
+	f.Want, f.Partition, f.Epoch, f.Next = w.id, w.part.id, s.epochs[w.epoch].ID, w.part.next
+	s.out = append(s.out, &f)
+	s.drop(w)
+}
+
+// Cancel withdraws a Want.
+func (s *Sender) Cancel(id uint32) {
+	if w := s.wants[id]; w != nil {
+		s.drop(w)
+	}
+}
+
+// Next gives the next read for a lane. When there is none now, wait says how long
+// the rate limit forbids it, 0 = until something is fed.
+func (s *Sender) Next(lane wire.Lane, now time.Time) (j Job, ok bool, wait time.Duration) {
+	for len(s.checks) > 0 {
+		w := s.checks[0]
+		s.checks = s.checks[1:]
+		if w.state == wantCheck {
+			return Job{Topic: w.part.name.topic, Index: w.part.name.index, From: w.last.Offset, To: w.last.Offset + 1, MaxBytes: 1, Lane: lane, Check: true, want: w}, true, 0
+		}
+	}
+	for len(s.resend[lane]) > 0 { // paid for already
+		x := s.resend[lane][0]
+		s.resend[lane] = s.resend[lane][1:]
+		if !x.acked {
+			return Job{Topic: x.want.part.name.topic, Index: x.want.part.name.index, From: x.from, To: x.to, MaxBytes: int(x.bytes), Lane: lane, want: x.want, resend: x}, true, 0
+		}
+	}
+	for len(s.ready[lane]) > 0 {
+		w := s.ready[lane][0]
+		if w.state != wantReady {
+			s.ready[lane] = s.ready[lane][1:]
+			continue
+		}
+		if s.sent[lane] >= s.credit[lane] || s.outstanding >= s.cfg.WindowBytes {
+			return Job{}, false, 0
+		}
+		if d := s.nextAt[lane].Sub(now); d > 0 && s.rate[lane] > 0 {
+			return Job{}, false, d
+		}
+		s.ready[lane] = s.ready[lane][1:]
+		if g := w.part.gone[w.epoch]; g != nil && g.Contains(w.pos) {
+			w.pos = min(g.Missing(w.pos, Forever)[0].From, w.end)
+			s.queue(w)
+			continue
+		}
+		w.state = wantBusy
+		n := s.cfg.FrameBytes
+		if lane == wire.LaneLive {
+			n = s.cfg.LiveBytes
+		}
+		return Job{Topic: w.part.name.topic, Index: w.part.name.index, From: w.pos, To: w.end, MaxBytes: n, Lane: lane, want: w}, true, 0
+	}
+	return Job{}, false, 0
+}
+
+// Done takes what a Job gave. With ok, f is to be written on the job's lane by
+// connection conn, before anything else of that partition on that connection.
+func (s *Sender) Done(j Job, r Read, conn int, now time.Time) (f Frame, ok bool) {
+	w := j.want
+	switch {
+	case j.Check:
+		s.checked(w, r)
+		return Frame{}, false
+	case j.resend != nil:
+		return s.resent(j, r, conn)
+	case w.state != wantBusy: // cancelled while it was read
+		return Frame{}, false
+	case r.Failed:
+		w.state = wantIdle
+		return Frame{}, false
+	case r.Gone:
+		s.gone(w, j)
+		return Frame{}, false
+	}
+	first, next, n, err := runOf(r.Batches, j.From, j.To)
+	if err != nil || n == 0 && first == Forever {
+		w.state = wantIdle // nothing there now; a hole at the end is not known to be one
+		return Frame{}, false
+	}
+	if first > j.From { // a hole that the log does not explain
+		s.propose(w.part, w.epoch, wire.Gap{Ranges: ranges.Of(j.From, min(first, j.To)), Reason: wire.GapMissing})
+		w.pos = min(first, j.To)
+	}
+	if n == 0 {
+		s.queue(w)
+		return Frame{}, false
+	}
+	if n > wire.MaxFrameBytes {
+		s.out = append(s.out, &wire.Error{Code: wire.CodeInternal, Want: w.id, Message: fmt.Sprintf("%s/%d: the batch at offset %d has %d bytes, a frame carries %d", j.Topic, j.Index, first, n, wire.MaxFrameBytes)})
+		s.drop(w)
+		return Frame{}, false
+	}
+	x := &slice{want: w, from: first, to: next, bytes: int64(n), lane: j.Lane, conn: conn}
+	w.flight = append(w.flight, x)
+	s.outstanding += x.bytes
+	s.sent[j.Lane] += uint64(n)
+	if rate := s.rate[j.Lane]; rate > 0 {
+		at := s.nextAt[j.Lane]
+		if at.Before(now) {
+			at = now
+		}
+		s.nextAt[j.Lane] = at.Add(time.Duration(float64(n) / float64(rate) * float64(time.Second)))
+	}
+	w.pos = next
+	if w.lane == w.home && n >= s.cfg.LiveBytes && w.pos < w.part.next {
+		w.lane = w.catchUp // more than a frame behind
+	}
+	s.queue(w)
+	return Frame{Header: wire.FrameHeader{Partition: w.part.id, Epoch: uint32(w.epoch), Base: first, Count: next - first}, Batches: r.Batches[:n]}, true
+}
+
+// runOf is the run of contiguous batches at the start of b that begin before to:
+// its offsets and bytes. first is Forever when b is empty.
+func runOf(b []byte, from, to int64) (first, next int64, n int, err error) {
+	first = Forever
+	for rest := b; len(rest) > 0; {
+		var x wire.Batch
+		if x, rest, err = wire.NextBatch(rest); err != nil {
+			return first, next, n, err
+		}
+		if first == Forever {
+			if x.Next <= from {
+				return first, next, 0, fmt.Errorf("read at offset %d gave a batch that ends at %d", from, x.Next)
+			}
+			first, next = x.Base, x.Base
+		}
+		if x.Base != next || x.Base >= to {
+			break
+		}
+		next, n = x.Next, n+len(x.Bytes)
+	}
+	return first, next, n, nil
+}
+
+func (s *Sender) checked(w *senderWant, r Read) {
+	if w.state != wantCheck {
+		return
+	}
+	if r.Failed {
+		s.checks = append(s.checks, w)
+		return
+	}
+	if !r.Gone { // gone: there is nothing left to compare
+		x, _, err := wire.NextBatch(r.Batches)
+		if err != nil || x.Base != w.last.Offset || x.CRC != w.last.CRC {
+			s.fork(w, wire.Fork{Offset: w.last.Offset, CRC: x.CRC})
+			return
+		}
+	}
+	s.queue(w)
+}
+
+// gone passes a range that the node no longer has, with the reason that Propose was
+// told, or as expired when it lies below the start.
+func (s *Sender) gone(w *senderWant, j Job) {
+	if g := w.part.gone[w.epoch]; g != nil && g.Contains(w.pos) {
+		s.queue(w) // Next skips it
+		return
+	}
+	if w.pos < w.part.start {
+		to := min(w.part.start, w.end)
+		s.propose(w.part, w.epoch, wire.Gap{Ranges: ranges.Of(w.pos, to), Reason: wire.GapExpired})
+		w.pos = to
+		s.queue(w)
+		return
+	}
+	w.state = wantIdle
+}
+
+func (s *Sender) resent(j Job, r Read, conn int) (Frame, bool) {
+	x := j.resend
+	if x.acked {
+		return Frame{}, false
+	}
+	first, next, n, err := runOf(r.Batches, x.from, x.to)
+	if r.Failed || err != nil {
+		s.resend[x.lane] = append(s.resend[x.lane], x)
+		return Frame{}, false
+	}
+	w := x.want
+	if r.Gone || n == 0 { // evicted since; Propose may have told why
+		to := x.to
+		if p := w.part; p.start > x.from {
+			to = min(to, p.start)
+		}
+		s.propose(w.part, w.epoch, wire.Gap{Ranges: ranges.Of(x.from, to), Reason: wire.GapExpired})
+		x.from = to
+		if x.from < x.to {
+			s.resend[x.lane] = append(s.resend[x.lane], x)
+		} else {
+			s.settle(x)
+		}
+		return Frame{}, false
+	}
+	if first > x.from {
+		s.propose(w.part, w.epoch, wire.Gap{Ranges: ranges.Of(x.from, first), Reason: wire.GapMissing})
+		x.from = first
+	}
+	if next < x.to { // read shorter than before: the rest goes by itself
+		y := &slice{want: w, from: next, to: x.to, bytes: max(0, x.bytes-int64(n)), lane: x.lane, conn: x.conn}
+		x.to, x.bytes = next, x.bytes-y.bytes
+		i := slices.Index(w.flight, x)
+		w.flight = slices.Insert(w.flight, i+1, y)
+		s.resend[x.lane] = append(s.resend[x.lane], y)
+	}
+	x.conn = conn
+	return Frame{Header: wire.FrameHeader{Partition: x.want.part.id, Epoch: uint32(x.want.epoch), Base: first, Count: next - first}, Batches: r.Batches[:n]}, true
+}
+
+// Lost says that a connection died: what it carried and the hub did not ack is sent again.
+func (s *Sender) Lost(conn int) {
+	for _, w := range s.wants {
+		for _, x := range w.flight {
+			if x.conn == conn && !x.acked {
+				s.resend[x.lane] = append(s.resend[x.lane], x)
+			}
+		}
+	}
+}
+
+// Ack takes an Ack and says what became durable.
+func (s *Sender) Ack(m *wire.Ack) []Acked {
+	for l, c := range m.Credit {
+		s.credit[l] = max(s.credit[l], c)
+	}
+	out := make([]Acked, 0, len(m.Acks))
+	for i := range m.Acks {
+		a := &m.Acks[i]
+		p := s.parts[a.Partition]
+		e := epochIndex(s.epochs, a.Epoch)
+		if p == nil || e < 0 || len(a.Ranges) == 0 {
+			continue
+		}
+		end := a.Ranges.End()
+		for k := 0; k < len(p.wants); {
+			w := p.wants[k]
+			if w.epoch == e {
+				s.ackWant(w, a.Ranges, end)
+			}
+			if k < len(p.wants) && p.wants[k] == w { // not dropped
+				k++
+			}
+		}
+		out = append(out, Acked{p.name.topic, p.name.index, a.Epoch, a.Ranges})
+	}
+	return out
+}
+
+func (s *Sender) ackWant(w *senderWant, held RangeSet, end int64) {
+	for _, x := range w.flight {
+		if x.from >= end {
+			break
+		}
+		if !x.acked && held.Contains(x.from) {
+			x.from = held.Missing(x.from, Forever)[0].From
+			if x.from >= x.to {
+				s.settle(x)
+			}
+		}
+	}
+	k := 0
+	for k < len(w.flight) && w.flight[k].acked {
+		w.flight[k] = nil
+		k++
+	}
+	w.flight = w.flight[k:]
+	if w.state == wantDone {
+		s.drop(w)
+	}
+}
+
+func (s *Sender) settle(x *slice) {
+	if !x.acked {
+		x.acked = true
+		s.outstanding -= x.bytes
+	}
+}
+
+// Propose reports a gap that the node knows the reason of. Ranges proposed before in this session are not repeated.
+func (s *Sender) Propose(topic string, index int, epoch wire.ID, g wire.Gap) {
+	p, e := s.byName[name{topic, index}], epochIndex(s.epochs, epoch)
+	if p != nil && e >= 0 {
+		s.propose(p, e, g)
+	}
+}
+
+func (s *Sender) propose(p *senderPart, epoch int, g wire.Gap) {
+	known := p.gone[epoch]
+	if known == nil {
+		known = new(RangeSet)
+		p.gone[epoch] = known
+	}
+	fresh := g.Ranges.Clone()
+	fresh.RemoveSet(*known)
+	if len(fresh) == 0 {
+		return
+	}
+	known.AddSet(fresh)
+	for len(fresh) > 0 {
+		n := min(len(fresh), wire.MaxRanges)
+		part := g
+		part.Ranges, fresh = fresh[:n:n], fresh[n:]
+		s.out = append(s.out, &wire.GapReport{Partition: p.id, Epoch: s.epochs[epoch].ID, Gaps: []wire.Gap{part}})
+	}
+}
+
+// Messages hands out what there is to tell the hub.
+func (s *Sender) Messages() []wire.Message {
+	out := s.out
+	s.out = nil
+	return out
+}
+
+// Outstanding is the number of raw bytes sent and not acked.
+func (s *Sender) Outstanding() int64 { return s.outstanding }
+
+// Pending says whether a lane has anything to send, credit or not.
+func (s *Sender) Pending(lane wire.Lane) bool {
+	return len(s.ready[lane]) > 0 || len(s.resend[lane]) > 0
+}
