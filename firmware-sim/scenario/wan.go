@@ -1,0 +1,103 @@
+package scenario
+
+import (
+	"math/rand/v2"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go/testutils/simnet"
+)
+
+// wan is the link between node and hub: rate, delay, queue, loss, reordering, outage.
+// It is a simnet.Router; all in simulated time.
+type wan struct {
+	simnet.PerfectRouter
+
+	mu     sync.Mutex
+	hub    string
+	rng    *rand.Rand
+	cond   conditions
+	free   [2]time.Time // when the line is free again, node→hub and hub→node
+	stats  wanStats
+	killed map[string]bool // addresses whose machine is dead
+}
+
+// conditions of a link. The zero value is a perfect one.
+type conditions struct {
+	Rate    float64 // bits per second; 0 = no limit
+	Delay   time.Duration
+	Jitter  time.Duration // added at random: packets overtake each other
+	Queue   int           // bytes; 0 = 128 KiB
+	Loss    [2]float64    // node→hub, hub→node
+	Down    [2]bool       // one-way outages included
+	Corrupt float64       // one bit flipped on the way
+}
+
+type wanStats struct{ Sent, Lost, Dropped, Corrupted int64 }
+
+func newWAN(hub string, seed uint64) *wan {
+	return &wan{hub: hub, rng: rand.New(rand.NewPCG(seed, 3)), killed: map[string]bool{}}
+}
+
+func (l *wan) set(c conditions) {
+	l.mu.Lock()
+	l.cond = c
+	l.mu.Unlock()
+}
+
+// silence makes the machine at an address dead: nothing leaves it any more.
+func (l *wan) silence(addr net.Addr) {
+	l.mu.Lock()
+	l.killed[addr.String()] = true
+	l.mu.Unlock()
+}
+
+func (l *wan) traffic() wanStats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stats
+}
+
+// SendPacket implements simnet.Router.
+func (l *wan) SendPacket(p simnet.Packet) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	dir := 0
+	if p.From.String() == l.hub {
+		dir = 1
+	}
+	l.stats.Sent++
+	if l.killed[p.From.String()] || l.cond.Down[dir] || l.rng.Float64() < l.cond.Loss[dir] {
+		l.stats.Lost++
+		return nil
+	}
+	now, n := time.Now(), len(p.Data)+28
+	at := now
+	if l.cond.Rate > 0 {
+		queue := l.cond.Queue
+		if queue == 0 {
+			queue = 128 << 10
+		}
+		if l.free[dir].Before(now) {
+			l.free[dir] = now
+		}
+		if int(l.free[dir].Sub(now).Seconds()*l.cond.Rate/8)+n > queue {
+			l.stats.Dropped++
+			return nil
+		}
+		l.free[dir] = l.free[dir].Add(time.Duration(float64(n) * 8e9 / l.cond.Rate))
+		at = l.free[dir]
+	}
+	at = at.Add(l.cond.Delay)
+	if l.cond.Jitter > 0 {
+		at = at.Add(time.Duration(l.rng.Int64N(int64(l.cond.Jitter))))
+	}
+	if l.cond.Corrupt > 0 && l.rng.Float64() < l.cond.Corrupt {
+		p.Data = append([]byte(nil), p.Data...)
+		p.Data[l.rng.IntN(len(p.Data))] ^= 1 << l.rng.IntN(8)
+		l.stats.Corrupted++
+	}
+	time.AfterFunc(at.Sub(now), func() { _ = l.PerfectRouter.SendPacket(p) })
+	return nil
+}
