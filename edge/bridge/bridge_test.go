@@ -1,0 +1,427 @@
+package bridge_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/eclipse/paho.golang/paho"
+
+	"tailrace/edge/bridge"
+)
+
+// fileSink makes bursts durable as lines of a file, one fsync per burst.
+type fileSink struct {
+	mu sync.Mutex
+	f  *os.File
+}
+
+type fileBurst struct {
+	s   *fileSink
+	buf bytes.Buffer
+}
+
+func (s *fileSink) Begin() bridge.Burst { return &fileBurst{s: s} }
+
+func (b *fileBurst) Add(m *bridge.Message) error {
+	fmt.Fprintf(&b.buf, "%s %s\n", m.Topic, m.Payload)
+	return nil
+}
+
+func (b *fileBurst) Commit(done func(error)) {
+	b.s.mu.Lock()
+	defer b.s.mu.Unlock()
+	_, err := b.s.f.Write(b.buf.Bytes())
+	if err == nil {
+		err = b.s.f.Sync()
+	}
+	done(err)
+}
+
+// memSink keeps messages; fail is asked for each burst.
+type memSink struct {
+	mu     sync.Mutex
+	got    []bridge.Message
+	fail   func() error
+	reject func(m *bridge.Message) error
+	change chan struct{}
+}
+
+func newMemSink() *memSink { return &memSink{change: make(chan struct{}, 1)} }
+
+type memBurst struct {
+	s  *memSink
+	ms []bridge.Message
+}
+
+func (s *memSink) Begin() bridge.Burst { return &memBurst{s: s} }
+
+func (b *memBurst) Add(m *bridge.Message) error {
+	if b.s.reject != nil {
+		if err := b.s.reject(m); err != nil {
+			return err
+		}
+	}
+	b.ms = append(b.ms, *m)
+	return nil
+}
+
+func (b *memBurst) Commit(done func(error)) {
+	b.s.mu.Lock()
+	var err error
+	if b.s.fail != nil {
+		err = b.s.fail()
+	}
+	if err == nil {
+		b.s.got = append(b.s.got, b.ms...)
+	}
+	b.s.mu.Unlock()
+	done(err)
+	select {
+	case b.s.change <- struct{}{}:
+	default:
+	}
+}
+
+// wait blocks until ok, checked after every commit.
+func (s *memSink) wait(t *testing.T, what string, ok func(got []bridge.Message) bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		s.mu.Lock()
+		done := ok(s.got)
+		n := len(s.got)
+		s.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-s.change:
+		case <-deadline:
+			t.Fatalf("%s: not within 20 s; %d messages stored", what, n)
+		}
+	}
+}
+
+// broker starts a real mosquitto on a free port.
+func broker(t testing.TB) (addr string) {
+	t.Helper()
+	exe, err := exec.LookPath("mosquitto")
+	if err != nil {
+		exe = "/usr/sbin/mosquitto"
+	}
+	if _, err := os.Stat(exe); err != nil {
+		t.Fatal("mosquitto is needed for this test: apt-get install mosquitto")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr = l.Addr().String()
+	l.Close()
+	_, port, _ := net.SplitHostPort(addr)
+	conf := filepath.Join(t.TempDir(), "mosquitto.conf")
+	if err := os.WriteFile(conf, []byte("listener "+port+" 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 1000\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "-c", conf)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	for range 200 {
+		if c, err := net.Dial("tcp", addr); err == nil {
+			c.Close()
+			return addr
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+	t.Fatal("mosquitto does not listen")
+	return ""
+}
+
+func publisher(t testing.TB, addr string) *paho.Client {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := paho.NewClient(paho.ClientConfig{Conn: c})
+	if _, err := p.Connect(t.Context(), &paho.Connect{ClientID: "source", CleanStart: true, KeepAlive: 30}); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func publish(t testing.TB, p *paho.Client, topic, body string) {
+	t.Helper()
+	if _, err := p.Publish(t.Context(), &paho.Publish{Topic: topic, QoS: 1, Payload: []byte(body)}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func config(addr string, sink bridge.Sink) bridge.Config {
+	return bridge.Config{
+		Name: "plant", Brokers: []string{"mqtt://" + addr}, ClientID: "tailrace-test", Sink: sink,
+		Subscriptions: []bridge.Subscription{{Filter: "plant/#", QoS: 1}},
+		BackoffMin:    20 * time.Millisecond, BackoffMax: 100 * time.Millisecond,
+	}
+}
+
+func run(t *testing.T, b *bridge.Bridge) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- b.Run(ctx) }()
+	return sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-ended:
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("Run does not end")
+		}
+	})
+}
+
+func connected(t *testing.T, b *bridge.Bridge) {
+	t.Helper()
+	for range 400 {
+		if b.Stats().Connected {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("not connected: %+v", b.Stats())
+}
+
+// A child process of TestKilledBridgeLosesNothingTheBrokerHad.
+func TestMain(m *testing.M) {
+	if addr := os.Getenv("BRIDGE_CHILD_BROKER"); addr != "" {
+		f, err := os.OpenFile(os.Getenv("BRIDGE_CHILD_FILE"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			panic(err)
+		}
+		b, err := bridge.New(config(addr, &fileSink{f: f}))
+		if err != nil {
+			panic(err)
+		}
+		b.Run(context.Background())
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func TestKilledBridgeLosesNothingTheBrokerHad(t *testing.T) {
+	addr := broker(t)
+	file := filepath.Join(t.TempDir(), "stored")
+	child := func() *exec.Cmd {
+		exe, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(exe)
+		cmd.Env = append(os.Environ(), "BRIDGE_CHILD_BROKER="+addr, "BRIDGE_CHILD_FILE="+file)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd
+	}
+	lines := func() []string {
+		b, _ := os.ReadFile(file)
+		var out []string
+		for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
+			out = append(out, s.Text())
+		}
+		return out
+	}
+	until := func(what string, ok func([]string) bool) {
+		for range 1500 {
+			if ok(lines()) {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Fatalf("%s: not within 15 s; %d lines", what, len(lines()))
+	}
+
+	cmd := child()
+	p := publisher(t, addr)
+	// The session exists from the first subscription on; before it the broker keeps nothing for us.
+	until("first message", func(l []string) bool {
+		if len(l) > 0 {
+			return true
+		}
+		publish(t, p, "plant/start", "x")
+		return false
+	})
+	rounds, per := 6, 300
+	if testing.Short() {
+		rounds = 2
+	}
+	n := 0
+	for r := range rounds {
+		for range per {
+			publish(t, p, fmt.Sprint("plant/", n%7), fmt.Sprint(n))
+			n++
+			if n%per == per/2 { // mid-way, with messages under way
+				cmd.Process.Signal(syscall.SIGKILL)
+				cmd.Wait()
+			}
+		}
+		cmd = child()
+		t.Logf("round %d: %d published, %d lines", r, n, len(lines()))
+	}
+	defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	last := fmt.Sprintf(" %d", n-1)
+	until("the last message", func(l []string) bool {
+		for i := len(l) - 1; i >= 0; i-- {
+			if strings.HasSuffix(l[i], last) {
+				return true
+			}
+		}
+		return false
+	})
+	seen := map[string]int{}
+	for _, l := range lines() {
+		if _, v, ok := strings.Cut(l, " "); ok {
+			seen[v]++
+		}
+	}
+	missing, again := 0, 0
+	for i := range n {
+		switch c := seen[fmt.Sprint(i)]; {
+		case c == 0:
+			missing++
+		case c > 1:
+			again += c - 1
+		}
+	}
+	t.Logf("%d published, %d missing, %d stored again, %d kills", n, missing, again, rounds)
+	if missing > 0 {
+		t.Fatalf("%d of %d messages that the broker had acknowledged are lost", missing, n)
+	}
+}
+
+func TestNothingIsAcknowledgedThatIsNotDurable(t *testing.T) {
+	addr := broker(t)
+	sink := newMemSink()
+	full := errors.New("disk full")
+	failing := true
+	sink.fail = func() error {
+		if failing {
+			return full
+		}
+		return nil
+	}
+	b, err := bridge.New(config(addr, sink))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := run(t, b)
+	defer stop()
+	connected(t, b)
+	p := publisher(t, addr)
+	for i := range 20 {
+		publish(t, p, "plant/a", fmt.Sprint(i))
+	}
+	for range 400 { // each attempt fails and reconnects
+		if b.Stats().Failed > 20 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if st := b.Stats(); st.Failed <= 20 || st.Stored != 0 || !strings.Contains(st.LastError, "disk full") {
+		t.Fatalf("while the disk refuses: %+v", st)
+	}
+	sink.mu.Lock()
+	failing = false
+	sink.mu.Unlock()
+	sink.wait(t, "all messages after the disk took them again", func(got []bridge.Message) bool {
+		seen := map[string]bool{}
+		for _, m := range got {
+			seen[string(m.Payload)] = true
+		}
+		return len(seen) == 20
+	})
+}
+
+func TestMessagesThatCanNeverBeStoredDoNotBlockTheOthers(t *testing.T) {
+	addr := broker(t)
+	sink := newMemSink()
+	sink.reject = func(m *bridge.Message) error {
+		if m.Topic == "plant/bad" {
+			return errors.New("no route")
+		}
+		return nil
+	}
+	b, _ := bridge.New(config(addr, sink))
+	stop := run(t, b)
+	defer stop()
+	connected(t, b)
+	p := publisher(t, addr)
+	publish(t, p, "plant/bad", "1")
+	publish(t, p, "plant/good", "2")
+	publish(t, p, "plant/bad", "3")
+	publish(t, p, "plant/good", "4")
+	sink.wait(t, "good messages", func(got []bridge.Message) bool { return len(got) == 2 })
+	if st := b.Stats(); st.Refused < 1 {
+		t.Fatalf("refusals are not counted: %+v", st)
+	}
+}
+
+func TestPropertiesAndFlagsArriveWithTheMessage(t *testing.T) {
+	addr := broker(t)
+	sink := newMemSink()
+	b, _ := bridge.New(config(addr, sink))
+	stop := run(t, b)
+	defer stop()
+	connected(t, b)
+	p := publisher(t, addr)
+	props := &paho.PublishProperties{ContentType: "application/json", ResponseTopic: "r", CorrelationData: []byte{1}, User: paho.UserProperties{{Key: "k", Value: "v"}, {Key: "k", Value: "w"}}}
+	if _, err := p.Publish(t.Context(), &paho.Publish{Topic: "plant/x", QoS: 1, Retain: true, Payload: []byte("{}"), Properties: props}); err != nil {
+		t.Fatal(err)
+	}
+	sink.wait(t, "the message", func(got []bridge.Message) bool { return len(got) == 1 })
+	m := sink.got[0]
+	if m.Topic != "plant/x" || string(m.Payload) != "{}" || m.QoS != 1 || !m.Retain || m.Dup || m.ContentType != "application/json" || m.ResponseTopic != "r" ||
+		!bytes.Equal(m.Correlation, []byte{1}) || len(m.User) != 2 || m.User[1] != (bridge.UserProperty{Key: "k", Value: "w"}) {
+		t.Fatalf("%+v", m)
+	}
+}
+
+func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {
+	ok := config("127.0.0.1:1", newMemSink())
+	for name, change := range map[string]func(*bridge.Config){
+		"no client id":    func(c *bridge.Config) { c.ClientID = "" },
+		"no broker":       func(c *bridge.Config) { c.Brokers = nil },
+		"http broker":     func(c *bridge.Config) { c.Brokers = []string{"http://x"} },
+		"password in url": func(c *bridge.Config) { c.Brokers = []string{"mqtt://u:p@x"} },
+		"no subscription": func(c *bridge.Config) { c.Subscriptions = nil },
+		"qos 3":           func(c *bridge.Config) { c.Subscriptions = []bridge.Subscription{{Filter: "a", QoS: 3}} },
+		"window":          func(c *bridge.Config) { c.ReceiveMaximum = 70000 },
+		"no sink":         func(c *bridge.Config) { c.Sink = nil },
+	} {
+		c := ok
+		change(&c)
+		if _, err := bridge.New(c); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if _, err := bridge.New(ok); err != nil {
+		t.Error(err)
+	}
+}
