@@ -1,0 +1,328 @@
+package rawload
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Only the packets a publisher needs. MQTT 3.1.1 and 5, chapters 2 and 3.
+const (
+	typeConnack    = 0x20
+	typePuback     = 0x40
+	typePingresp   = 0xd0
+	typeDisconnect = 0xe0
+)
+
+// maxInbound bounds a packet from the server; a publisher is sent nothing large.
+const maxInbound = 4096
+
+func appendVarint(b []byte, n int) []byte {
+	for n >= 0x80 {
+		b = append(b, byte(n)|0x80)
+		n >>= 7
+	}
+	return append(b, byte(n))
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.BigEndian.AppendUint16(b, uint16(len(s))), s...)
+}
+
+// connectPacket: MQTT 3.1.1 and 5, 3.1.
+func connectPacket(c *Config, clientID string) []byte {
+	flags := byte(0)
+	if c.CleanStart {
+		flags |= 0x02
+	}
+	if c.Password != "" {
+		flags |= 0x40
+	}
+	if c.Username != "" {
+		flags |= 0x80
+	}
+	body := appendString(nil, "MQTT")
+	body = append(body, c.Version, flags)
+	body = binary.BigEndian.AppendUint16(body, c.KeepAlive)
+	if c.Version == 5 {
+		var props []byte
+		if !c.CleanStart {
+			props = binary.BigEndian.AppendUint32(append(props, 0x11), c.SessionExpiry)
+		}
+		body = append(appendVarint(body, len(props)), props...)
+	}
+	body = appendString(body, clientID)
+	if c.Username != "" {
+		body = appendString(body, c.Username)
+	}
+	if c.Password != "" {
+		body = appendString(body, c.Password)
+	}
+	return append(appendVarint([]byte{0x10}, len(body)), body...)
+}
+
+// errIncomplete: more bytes are needed.
+var errIncomplete = errors.New("incomplete")
+
+// next splits one packet off b. The body refers to b.
+func next(b []byte) (typ byte, body, rest []byte, err error) {
+	if len(b) < 2 {
+		return 0, nil, b, errIncomplete
+	}
+	n, shift, i := 0, 0, 1
+	for ; ; i++ {
+		if i >= len(b) {
+			return 0, nil, b, errIncomplete
+		}
+		n |= int(b[i]&0x7f) << shift
+		if b[i] < 0x80 {
+			break
+		}
+		if shift += 7; shift > 21 {
+			return 0, nil, b, errors.New("server sent a remaining length of more than four bytes")
+		}
+	}
+	i++
+	if n > maxInbound-5 {
+		return 0, nil, b, fmt.Errorf("server sent a packet of %d bytes to a publisher", n)
+	}
+	if len(b) < i+n {
+		return 0, nil, b, errIncomplete
+	}
+	return b[0], b[i : i+n], b[i+n:], nil
+}
+
+// connack is what matters of a CONNACK.
+type connack struct {
+	present        bool
+	code           byte
+	receiveMaximum int // 65535 when absent
+}
+
+// readConnack reads byte by byte, so that nothing behind it is swallowed.
+func readConnack(r io.Reader, version byte) (connack, error) {
+	buf := make([]byte, 0, 64)
+	for {
+		buf = append(buf, 0)
+		if _, err := io.ReadFull(r, buf[len(buf)-1:]); err != nil {
+			return connack{}, fmt.Errorf("read CONNACK: %w", err)
+		}
+		typ, body, _, err := next(buf)
+		if errors.Is(err, errIncomplete) {
+			continue
+		}
+		if err != nil {
+			return connack{}, err
+		}
+		if typ != typeConnack || len(body) < 2 {
+			return connack{}, fmt.Errorf("server answered CONNECT with packet type %#x", typ)
+		}
+		ack := connack{present: body[0]&1 != 0, code: body[1], receiveMaximum: 65535}
+		if version == 5 {
+			if err := ack.properties(body[2:]); err != nil {
+				return connack{}, err
+			}
+		}
+		return ack, nil
+	}
+}
+
+func (a *connack) properties(b []byte) error {
+	_, props, _, err := next(append([]byte{0}, b...)) // a property list is framed like a packet body
+	if err != nil {
+		return fmt.Errorf("CONNACK properties: %w", err)
+	}
+	for len(props) > 0 {
+		id := props[0]
+		props = props[1:]
+		n := 0
+		switch id { // MQTT 5, 2.2.2.2
+		case 0x24, 0x25, 0x28, 0x29, 0x2a:
+			n = 1
+		case 0x13, 0x21, 0x22:
+			n = 2
+		case 0x11, 0x27:
+			n = 4
+		case 0x12, 0x15, 0x16, 0x1a, 0x1c, 0x1f:
+			n = stringLen(props)
+		case 0x26:
+			n = stringLen(props)
+			if n <= len(props) {
+				n += stringLen(props[n:])
+			}
+		default:
+			return fmt.Errorf("CONNACK property %#x is unknown", id)
+		}
+		if n > len(props) {
+			return errors.New("CONNACK properties are cut short")
+		}
+		if id == 0x21 {
+			a.receiveMaximum = max(1, int(binary.BigEndian.Uint16(props)))
+		}
+		props = props[n:]
+	}
+	return nil
+}
+
+func stringLen(b []byte) int {
+	if len(b) < 2 {
+		return len(b) + 1 // cut short
+	}
+	return 2 + int(binary.BigEndian.Uint16(b))
+}
+
+// payloads makes the PUBLISH packets of one client.
+type payloads struct {
+	c        *Config
+	template []byte // whole packet with filler; nil with Bodies
+	topic    []byte // topic with its length
+	front    string // payload up to the sequence
+	at       struct{ pid, payload, seq, ts, v int }
+}
+
+func newPayloads(c *Config, clientID, topic string) *payloads {
+	p := &payloads{c: c, topic: appendString(nil, topic),
+		front: fmt.Sprintf(`{"dev":"%s","boot":"%08x","seq":`, clientID, c.Boot)}
+	if len(c.Bodies) == 0 {
+		p.template = p.build(nil, 0, nil)
+		p.locate()
+	}
+	return p
+}
+
+// tail is `          1,"ts":1700000000000,` : fixed widths, so that packets can be patched.
+const seqWidth, tsWidth, vWidth = 10, 13, 10
+
+// build appends one packet for sequence seq.
+func (p *payloads) build(dst []byte, seq uint64, body []byte) []byte {
+	size := len(p.front) + seqWidth + len(`,"ts":`) + tsWidth + 1
+	filler := 0
+	if body != nil {
+		size += len(body) + 1
+	} else {
+		size += len(`"v":`) + vWidth + 1
+		filler = max(0, p.c.PayloadBytes-size)
+		size += filler
+	}
+	n := len(p.topic) + size
+	if p.c.QoS > 0 {
+		n += 2
+	}
+	if p.c.Version == 5 {
+		n++
+	}
+	dst = appendVarint(append(dst, 0x30|p.c.QoS<<1), n)
+	dst = append(dst, p.topic...)
+	if p.c.QoS > 0 {
+		dst = binary.BigEndian.AppendUint16(dst, packetID(seq))
+	}
+	if p.c.Version == 5 {
+		dst = append(dst, 0)
+	}
+	dst = append(dst, p.front...)
+	dst = appendPadded(dst, seq, seqWidth)
+	dst = append(dst, `,"ts":`...)
+	dst = appendPadded(dst, p.ts(seq), tsWidth)
+	dst = append(dst, ',')
+	if body != nil {
+		return append(append(dst, body...), '}')
+	}
+	dst = append(dst, `"v":`...)
+	dst = appendPadded(dst, p.value(seq), vWidth)
+	const member = `,"p":"`
+	if filler >= len(member)+1 {
+		dst = append(dst, member...)
+		for range filler - len(member) - 1 {
+			dst = append(dst, 'x')
+		}
+		dst = append(dst, '"')
+	} else {
+		for range filler {
+			dst = append(dst, ' ')
+		}
+	}
+	return append(dst, '}')
+}
+
+func (p *payloads) ts(seq uint64) uint64 { return uint64(p.c.Epoch.UnixMilli()) + seq - 1 }
+func (p *payloads) value(seq uint64) uint64 {
+	return mix(seq^p.c.Boot<<32) % 10_000_000_000
+}
+
+func (p *payloads) locate() {
+	_, body, _, _ := splitPublish(p.template)
+	at := len(p.template) - len(body) + len(p.topic)
+	if p.c.QoS > 0 {
+		p.at.pid = at
+		at += 2
+	}
+	if p.c.Version == 5 {
+		at++
+	}
+	p.at.payload = at
+	p.at.seq = at + len(p.front)
+	p.at.ts = p.at.seq + seqWidth + len(`,"ts":`)
+	p.at.v = p.at.ts + tsWidth + len(`,"v":`)
+}
+
+// splitPublish is next without the bound for packets of the server.
+func splitPublish(b []byte) (typ byte, body, rest []byte, err error) {
+	n, w := binary.Uvarint(b[1:])
+	return b[0], b[1+w : 1+w+int(n)], b[1+w+int(n):], nil
+}
+
+// append adds the packet of seq and returns the position of its payload.
+func (p *payloads) append(dst []byte, seq uint64, dup bool) ([]byte, int) {
+	at := len(dst)
+	var payload int
+	if p.template != nil {
+		dst = append(dst, p.template...)
+		pkt := dst[at:]
+		if p.c.QoS > 0 {
+			binary.BigEndian.PutUint16(pkt[p.at.pid:], packetID(seq))
+		}
+		putPadded(pkt[p.at.seq:p.at.seq+seqWidth], seq)
+		putPadded(pkt[p.at.ts:p.at.ts+tsWidth], p.ts(seq))
+		putPadded(pkt[p.at.v:p.at.v+vWidth], p.value(seq))
+		payload = at + p.at.payload
+	} else {
+		body := p.c.Bodies[(seq-1)%uint64(len(p.c.Bodies))]
+		dst = p.build(dst, seq, body)
+		_, rest, _, _ := splitPublish(dst[at:])
+		payload = len(dst) - len(rest) + len(p.topic)
+		if p.c.QoS > 0 {
+			payload += 2
+		}
+		if p.c.Version == 5 {
+			payload++
+		}
+	}
+	if dup {
+		dst[at] |= 0x08
+	}
+	return dst, payload
+}
+
+// packetID maps sequences to 1…65535; a window is smaller, so ids in flight differ.
+func packetID(seq uint64) uint16 { return uint16((seq-1)%65535) + 1 }
+
+func appendPadded(dst []byte, v uint64, width int) []byte {
+	for range width {
+		dst = append(dst, ' ')
+	}
+	putPadded(dst[len(dst)-width:], v)
+	return dst
+}
+
+// putPadded prints v right-aligned; JSON allows blanks before a value.
+func putPadded(dst []byte, v uint64) {
+	i := len(dst) - 1
+	for ; i >= 0 && (v > 0 || i == len(dst)-1); i-- {
+		dst[i] = byte('0' + v%10)
+		v /= 10
+	}
+	for ; i >= 0; i-- {
+		dst[i] = ' '
+	}
+}
