@@ -42,6 +42,7 @@ type Sender struct {
 	rate        [wire.Lanes]uint64
 	nextAt      [wire.Lanes]time.Time // when the rate allows the next frame
 	outstanding int64
+	failed      []Job // reads that failed; Retry takes them up again
 	out         []wire.Message
 }
 
@@ -79,6 +80,7 @@ const (
 	wantReady                  // in a ready queue
 	wantCheck                  // in checks, or its check is being read
 	wantBusy                   // its next range is being read
+	wantFailed                 // its read failed; Retry
 	wantDone                   // nothing left, forked or cancelled
 )
 
@@ -109,7 +111,7 @@ type Job struct {
 type Read struct {
 	Batches []byte // whole batches
 	Gone    bool   // the node no longer has Job.From
-	Failed  bool   // could not be read now; try again after the next Advance
+	Failed  bool   // could not be read now; try again after Retry
 }
 
 // Frame is one data frame to write.
@@ -189,6 +191,9 @@ func (s *Sender) Want(m *wire.Want) error {
 	}
 	if m.Rate > 0 {
 		s.rate[m.Lane] = m.Rate
+	}
+	if m.SlowRate > 0 {
+		s.rate[m.CatchUp] = m.SlowRate
 	}
 	w := &senderWant{id: m.ID, part: p, epoch: e, follow: m.Follow, home: m.Lane, catchUp: m.CatchUp, lane: m.Lane, last: m.Last}
 	if !m.Follow {
@@ -344,15 +349,17 @@ func (s *Sender) Done(j Job, r Read, conn int, now time.Time) (f Frame, ok bool)
 	case w.state != wantBusy: // cancelled while it was read
 		return Frame{}, false
 	case r.Failed:
-		w.state = wantIdle
+		w.state = wantFailed
+		s.failed = append(s.failed, j)
 		return Frame{}, false
 	case r.Gone:
 		s.gone(w, j)
 		return Frame{}, false
 	}
 	first, next, n, err := runOf(r.Batches, j.From, j.To)
-	if err != nil || n == 0 && first == Forever {
-		w.state = wantIdle // nothing there now; a hole at the end is not known to be one
+	if err != nil || n == 0 && first == Forever { // unreadable, or less there than Advance said
+		w.state = wantFailed
+		s.failed = append(s.failed, j)
 		return Frame{}, false
 	}
 	if first > j.From { // a hole that the log does not explain
@@ -415,7 +422,7 @@ func (s *Sender) checked(w *senderWant, r Read) {
 		return
 	}
 	if r.Failed {
-		s.checks = append(s.checks, w)
+		s.failed = append(s.failed, Job{want: w, Check: true})
 		return
 	}
 	if !r.Gone { // gone: there is nothing left to compare
@@ -442,7 +449,26 @@ func (s *Sender) gone(w *senderWant, j Job) {
 		s.queue(w)
 		return
 	}
-	w.state = wantIdle
+	w.state = wantFailed
+	s.failed = append(s.failed, j)
+}
+
+// Retry takes failed reads up again.
+func (s *Sender) Retry() {
+	failed := s.failed
+	s.failed = nil
+	for _, j := range failed {
+		switch {
+		case j.resend != nil:
+			if !j.resend.acked {
+				s.resend[j.resend.lane] = append(s.resend[j.resend.lane], j.resend)
+			}
+		case j.Check && j.want.state == wantCheck:
+			s.checks = append(s.checks, j.want)
+		case j.want.state == wantFailed:
+			s.queue(j.want)
+		}
+	}
 }
 
 func (s *Sender) resent(j Job, r Read, conn int) (Frame, bool) {
@@ -452,7 +478,7 @@ func (s *Sender) resent(j Job, r Read, conn int) (Frame, bool) {
 	}
 	first, next, n, err := runOf(r.Batches, x.from, x.to)
 	if r.Failed || err != nil {
-		s.resend[x.lane] = append(s.resend[x.lane], x)
+		s.failed = append(s.failed, j)
 		return Frame{}, false
 	}
 	w := x.want

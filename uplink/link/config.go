@@ -33,7 +33,7 @@ type ClientConfig struct {
 
 	ClockTrusted func() bool // nil = true
 
-	WindowBytes    int           // raw bytes outstanding at most, whatever credit says. Default 4 MiB, 256 KiB..64 MiB
+	WindowBytes    int           // raw bytes outstanding at most, whatever credit says. Default 8 MiB, 256 KiB..64 MiB
 	FrameBytes     int           // bulk frames, raw. Default 128 KiB, 16 KiB..1 MiB
 	LiveWindow     int           // zstd window of the live stream. Default 32 KiB
 	BulkWindow     int           // zstd window of the bulk stream. Default 512 KiB
@@ -45,6 +45,7 @@ type ClientConfig struct {
 	BackoffMin     time.Duration // default 500 ms
 	BackoffMax     time.Duration // default 60 s
 	DialTimeout    time.Duration // default 10 s
+	StallTimeout   time.Duration // redial when the hub answers but nothing outstanding becomes durable for so long. Default 2 min
 }
 
 // ServerConfig configures the hub's end.

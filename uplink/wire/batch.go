@@ -55,3 +55,26 @@ func (b *Batch) Verify() error {
 	}
 	return nil
 }
+
+// VerifyFrame checks that batches are exactly the offsets that h announces, whole,
+// contiguous and with good CRCs.
+func VerifyFrame(h FrameHeader, batches []byte) error {
+	at := h.Base
+	for len(batches) > 0 {
+		b, rest, err := NextBatch(batches)
+		if err != nil {
+			return err
+		}
+		if b.Base != at {
+			return bad("batch at offset %d where %d is expected", b.Base, at)
+		}
+		if err := b.Verify(); err != nil {
+			return err
+		}
+		at, batches = b.Next, rest
+	}
+	if at != h.Base+h.Count {
+		return bad("frame of %d offsets from %d ends at %d", h.Count, h.Base, at)
+	}
+	return nil
+}

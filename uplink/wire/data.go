@@ -10,9 +10,10 @@ type Want struct {
 	From      int64    `cbor:"6,keyasint,omitempty"`
 	Lane      Lane     `cbor:"7,keyasint,omitempty"`
 	CatchUp   Lane     `cbor:"8,keyasint,omitempty"`  // lane while the node is more than a frame behind
-	Rate      uint64   `cbor:"9,keyasint,omitempty"`  // raw bytes per second on this Want's lane, 0 = no limit
+	Rate      uint64   `cbor:"9,keyasint,omitempty"`  // raw bytes per second on Lane, 0 = as before
 	Credit    uint64   `cbor:"10,keyasint,omitempty"` // raises the credit of Lane to at least this
 	Last      *Held    `cbor:"11,keyasint,omitempty"` // the last batch the hub holds here, as the node stored it
+	SlowRate  uint64   `cbor:"12,keyasint,omitempty"` // raw bytes per second on CatchUp, 0 = as before
 }
 
 // Held is the proof that hub and node mean the same log.

@@ -1,0 +1,323 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"tailrace/uplink/wire"
+)
+
+// Client keeps a node connected to its hub. Run once.
+type Client struct {
+	cfg      ClientConfig
+	lost     atomic.Int64 // socket errors treated as lost packets
+	acked    atomic.Int64
+	linkUp   chan struct{} // capacity 1
+	sequence uint64        // owned by Run
+
+	mu    sync.Mutex // guards the following
+	state ClientState
+	live  map[*session]struct{} // at most two: the one in use and the one that replaces it
+}
+
+// NewClient checks the configuration; it starts nothing.
+func NewClient(cfg ClientConfig) (*Client, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return &Client{cfg: cfg, linkUp: make(chan struct{}, 1), live: map[*session]struct{}{}}, nil
+}
+
+// LinkUp tells the client that the network changed for the better (an interface came
+// up, an address changed): it redials at once beside a connection that makes no
+// progress, and cuts a back-off short.
+func (c *Client) LinkUp() {
+	select {
+	case c.linkUp <- struct{}{}:
+	default:
+	}
+}
+
+// State is a snapshot.
+func (c *Client) State() ClientState {
+	c.mu.Lock()
+	st := c.state
+	var cur *session
+	for s := range c.live {
+		if s.id == st.Session {
+			cur = s
+		}
+	}
+	c.mu.Unlock()
+	st.SendErrors, st.AckedRecords = c.lost.Load(), c.acked.Load()
+	if cur != nil {
+		l := cur.linkStatus()
+		st.RTT, st.BytesSent, st.InFlightBytes = time.Duration(l.RTTMicros)*time.Microsecond, l.BytesSent, l.InFlightBytes
+		st.ClockOffset = time.Duration(cur.clockOffset.Load())
+	}
+	return st
+}
+
+// Run connects, replicates and reconnects until ctx ends; it returns ctx's error.
+//
+// At most one session is in use. When its watchdog sees no progress, the next
+// session is dialled beside it: whichever works first goes on, and the hub lets the
+// newer displace the older.
+func (c *Client) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { c.watchSource(ctx) })
+	d := &dialer{c: c}
+	var cur *session
+	defer func() {
+		cancel()
+		if cur != nil {
+			cur.close(wire.CodeShutdown, "the node is shutting down")
+			<-cur.done
+		}
+		d.close()
+		wg.Wait()
+	}()
+	for ctx.Err() == nil {
+		if cur != nil {
+			select {
+			case <-cur.done:
+				c.setDisconnected(cur.err)
+				d.ended(cur)
+				cur = nil
+				d.pause(ctx, nil)
+				continue
+			default:
+			}
+		}
+		if cur == nil || cur.stalled() {
+			next, err := d.next(ctx, cur)
+			if next != nil {
+				if cur != nil {
+					cur.close(wire.CodeSuperseded, "replaced by a newer connection of this node")
+					<-cur.done
+				}
+				cur = next
+				c.setConnected(cur)
+				continue
+			}
+			if cur == nil && ctx.Err() == nil {
+				c.setDisconnected(err)
+			}
+			d.pause(ctx, cur)
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-cur.done:
+		case <-cur.stall:
+		case <-c.linkUp:
+			cur.probe()
+		}
+	}
+	return ctx.Err()
+}
+
+// watchSource passes the Source's one signal to the sessions there are.
+func (c *Client) watchSource(ctx context.Context) {
+	changed := c.cfg.Source.Changed()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+		c.mu.Lock()
+		for s := range c.live {
+			s.sourceChanged()
+		}
+		c.mu.Unlock()
+	}
+}
+
+func (c *Client) register(s *session) {
+	c.mu.Lock()
+	c.live[s] = struct{}{}
+	c.mu.Unlock()
+}
+
+func (c *Client) unregister(s *session) {
+	c.mu.Lock()
+	delete(c.live, s)
+	c.mu.Unlock()
+}
+
+func (c *Client) setConnected(s *session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.state.Session.IsZero() {
+		c.state.Reconnects++
+	}
+	c.state.Connected, c.state.Hub, c.state.Since = true, s.hub, time.Now()
+	c.state.Session, c.state.StoreID = s.id, s.welcome.StoreID
+	c.cfg.Logger.Info("connected to hub", "hub", s.hub, "session", s.id.String(), "store", s.welcome.StoreID.String())
+}
+
+func (c *Client) setDisconnected(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state.Connected || c.state.Since.IsZero() {
+		c.state.Since = time.Now()
+	}
+	c.state.Connected, c.state.LastError = false, fmt.Sprint(err)
+	c.cfg.Logger.Warn("no connection to a hub", "hub", c.state.Hub, "err", err)
+}
+
+// dialer finds a hub: back-off, the list of hubs, the socket. Owned by Client.Run.
+type dialer struct {
+	c        *Client
+	tr       *quic.Transport
+	hubs     []string // Drain may name others
+	at       int      // in hubs
+	failures int
+	earliest time.Time // a hub asked not to come back before
+}
+
+// next dials the next hub and opens a session there.
+func (d *dialer) next(ctx context.Context, beside *session) (*session, error) {
+	if d.hubs == nil {
+		d.hubs = d.c.cfg.Hubs
+	}
+	hub := d.hubs[d.at%len(d.hubs)]
+	s, err := d.dial(ctx, hub)
+	if err == nil {
+		return s, nil
+	}
+	err = fmt.Errorf("dial hub %s: %w", hub, closeReason(err))
+	d.failed(err)
+	if beside == nil && d.failures%4 == 0 {
+		d.close() // a fresh socket: the old one may sit on an interface or a NAT entry that is gone
+	}
+	d.c.mu.Lock()
+	d.c.state.Hub = hub
+	d.c.mu.Unlock()
+	return nil, err
+}
+
+func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
+	c := d.c
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.DialTimeout)
+	defer cancel()
+	if d.tr == nil {
+		pc, err := c.cfg.PacketConn()
+		if err != nil {
+			return nil, fmt.Errorf("open socket: %w", err)
+		}
+		d.tr = &quic.Transport{Conn: quiet(pc, &c.lost)}
+	}
+	addr, err := c.cfg.Resolve(hub)
+	if err != nil {
+		return nil, err
+	}
+	conf := c.cfg.TLS.Clone()
+	if conf.ServerName == "" {
+		if conf.ServerName, _, err = net.SplitHostPort(hub); err != nil {
+			return nil, err
+		}
+	}
+	conf.VerifyConnection = verifyHub(conf.VerifyConnection)
+	qc := quicConfig(c.cfg.IdleTimeout, c.cfg.DialTimeout)
+	qc.MaxIncomingStreams, qc.MaxIncomingUniStreams = -1, -1
+	conn, err := d.tr.Dial(ctx, addr, conf, qc)
+	if err != nil {
+		return nil, err
+	}
+	c.sequence++
+	s, err := open(ctx, c, conn, hub, c.sequence)
+	if err != nil {
+		conn.CloseWithError(quic.ApplicationErrorCode(codeOf(err)), clip(err.Error()))
+		return nil, err
+	}
+	return s, nil
+}
+
+func (d *dialer) failed(err error) {
+	d.failures++
+	d.at++
+	d.retryAfter(err)
+}
+
+// retryAfter honours what a hub ordered. A node that was superseded or fenced comes
+// back late: two copies of one node must not push each other out every second.
+func (d *dialer) retryAfter(err error) {
+	var re *RemoteError
+	if !errors.As(err, &re) {
+		return
+	}
+	after := re.RetryAfter
+	if after == 0 && (re.Code == wire.CodeSuperseded || re.Code == wire.CodeFenced || re.Code == wire.CodeAuth || re.Code == wire.CodeVersion) {
+		after = d.c.cfg.BackoffMax / 2
+	}
+	if after > 0 {
+		// Spread over half as much again, so that what a hub sent away does not return at once.
+		d.earliest = time.Now().Add(after + time.Duration(d.c.cfg.Rand.Int64N(int64(after)/2+1)))
+	}
+}
+
+// ended looks at how a session ended: after a good one the back-off starts anew.
+func (d *dialer) ended(s *session) {
+	if s.useful.Load() {
+		d.failures = 0
+	} else {
+		d.failed(s.err)
+		return
+	}
+	if len(s.drainHubs) > 0 {
+		d.hubs, d.at = append(s.drainHubs, d.c.cfg.Hubs...), 0
+	}
+	d.retryAfter(s.err)
+}
+
+// pause waits before the next dial: exponential back-off with full jitter. The first
+// dial after a good session goes at once, unless the hub asked otherwise. It returns
+// early when the link came up or when beside makes progress again.
+func (d *dialer) pause(ctx context.Context, beside *session) {
+	now := time.Now()
+	var wait time.Duration
+	if d.failures > 0 {
+		top := d.c.cfg.BackoffMin << min(d.failures, 20)
+		if top > d.c.cfg.BackoffMax || top <= 0 {
+			top = d.c.cfg.BackoffMax
+		}
+		wait = time.Duration(d.c.cfg.Rand.Int64N(int64(top)) + 1)
+	}
+	wait = max(wait, d.earliest.Sub(now))
+	if wait <= 0 {
+		return
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	var recovered, over <-chan struct{}
+	if beside != nil {
+		recovered, over = beside.recovered, beside.done
+	}
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	case <-recovered:
+	case <-over:
+	case <-d.c.linkUp:
+		d.failures = 0
+	}
+}
+
+func (d *dialer) close() {
+	if d.tr != nil {
+		d.tr.Close()
+		d.tr.Conn.Close()
+		d.tr = nil
+	}
+}

@@ -1,0 +1,194 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"tailrace/uplink"
+	"tailrace/uplink/wire"
+)
+
+// Frames between 32 and 256 KiB are decoded into pooled buffers by power of two, so
+// that held memory is at most twice what credit counts. Smaller ones are cheap to
+// make, larger ones rare.
+const (
+	minPooled = 15
+	maxPooled = 18
+)
+
+var framePools [maxPooled - minPooled + 1]sync.Pool
+
+func getFrame(n int) []byte {
+	c := bits.Len(uint(n - 1))
+	if c <= minPooled-1 || c > maxPooled {
+		return make([]byte, 0, n)
+	}
+	if b, ok := framePools[c-minPooled].Get().(*[]byte); ok {
+		return (*b)[:0]
+	}
+	return make([]byte, 0, 1<<c)
+}
+
+func putFrame(b []byte) {
+	c := bits.Len(uint(cap(b) - 1))
+	if cap(b) == 1<<c && c >= minPooled && c <= maxPooled {
+		framePools[c-minPooled].Put(&b)
+	}
+}
+
+// readStreams reads every data stream of a connection until one fails.
+func (hs *hubSession) readStreams(conn *quic.Conn) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer conn.CloseWithError(quic.ApplicationErrorCode(wire.CodeShutdown), "") // unblocks the streams
+	for {
+		st, err := conn.AcceptUniStream(hs.ctx)
+		if err != nil {
+			return closeReason(err)
+		}
+		wg.Go(func() {
+			if err := hs.readStream(st); err != nil {
+				if errors.Is(err, wire.ErrMalformed) {
+					hs.end(err) // the node is broken, not the link
+				}
+				conn.CloseWithError(quic.ApplicationErrorCode(codeOf(err)), clip(err.Error()))
+			}
+		})
+	}
+}
+
+func (hs *hubSession) readStream(st *quic.ReceiveStream) error {
+	lane, err := wire.ReadPreamble(st)
+	if err != nil {
+		return err
+	}
+	fr := wire.NewFrameReader(st, hs.s.cfg.FrameBytes, hs.s.cfg.WindowBytes)
+	defer fr.Close()
+	var seen int64
+	for {
+		raw, err := fr.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%s stream: %w", lane, err)
+		}
+		hs.mu.Lock()
+		err = hs.recv.Admit(lane, raw)
+		hs.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		buf := getFrame(raw)
+		h, batches, err := fr.Read(buf)
+		if err == nil {
+			err = wire.VerifyFrame(h, batches)
+		}
+		if err != nil {
+			return fmt.Errorf("%s stream: %w", lane, err)
+		}
+		hs.lastHeard.Store(time.Now().UnixNano())
+		hs.raw.Add(int64(len(batches)))
+		hs.wireBytes.Add(fr.WireBytes - seen)
+		seen = fr.WireBytes
+		if err := hs.take(lane, h, batches, buf); err != nil {
+			return err
+		}
+	}
+}
+
+// take gives a frame to the Receiver and what it delivers to the appender. The limit
+// of a lane that is half used grows, while the hub's budget lasts.
+func (hs *hubSession) take(lane wire.Lane, h wire.FrameHeader, batches, buf []byte) error {
+	hs.mu.Lock()
+	var used bool
+	var err error
+	hs.deliver, used, err = hs.recv.Frame(hs.deliver, lane, h, batches, buf)
+	grew := false
+	limit, out := hs.recv.Limit(lane)
+	if top := hs.s.cfg.Credit[lane]; out > limit/2 && limit < top {
+		n := min(limit, top-limit)
+		if grew = hs.s.reserve(n); grew {
+			hs.grown += n
+			hs.recv.Grow(lane, n)
+		}
+	}
+	hs.startAppend()
+	hs.mu.Unlock()
+	if !used {
+		putFrame(buf)
+	}
+	if grew {
+		hs.kick()
+	}
+	return err
+}
+
+// startAppend starts the appender when there is work and none at it. Called with mu held.
+func (hs *hubSession) startAppend() {
+	if len(hs.deliver) > 0 && !hs.appending && hs.ctx.Err() == nil {
+		hs.appending = true
+		hs.wg.Add(1)
+		go hs.appendAll()
+	}
+}
+
+// appendAll passes deliveries to the Sink one after the other: the order in which the
+// Receiver gave them is the order in which they are stored.
+func (hs *hubSession) appendAll() {
+	defer hs.wg.Done()
+	for {
+		hs.mu.Lock()
+		todo := hs.deliver
+		if len(todo) == 0 || hs.ctx.Err() != nil {
+			hs.appending = false
+			hs.mu.Unlock()
+			return
+		}
+		hs.deliver, hs.spare = hs.spare[:0], nil
+		hs.mu.Unlock()
+		for i := range todo {
+			if hs.ctx.Err() != nil {
+				break
+			}
+			hs.append(todo[i])
+		}
+		clear(todo)
+		hs.mu.Lock()
+		hs.spare = todo[:0]
+		hs.mu.Unlock()
+	}
+}
+
+func (hs *hubSession) append(d uplink.Deliver) {
+	hs.mu.Lock()
+	hs.pending++
+	hs.mu.Unlock()
+	hs.s.cfg.Sink.Append(hs.ctx, d.Origin, d.Batches, func(held uplink.RangeSet, err error) {
+		if err != nil {
+			hs.end(&RefuseError{Code: wire.CodeUnavailable, Message: fmt.Sprintf("store %s %s: %v", d.Origin, d.Range, err), RetryAfter: time.Second})
+		} else {
+			hs.records.Add(int64(d.Records))
+		}
+		if buf, ok := d.Buf.([]byte); ok {
+			putFrame(buf)
+		}
+		hs.mu.Lock()
+		if err == nil {
+			hs.recv.Durable(&d, held)
+		}
+		if hs.pending--; hs.pending == 0 && hs.closed {
+			close(hs.idle)
+		}
+		hs.mu.Unlock()
+		if err == nil {
+			hs.kick()
+		}
+	})
+}

@@ -1,0 +1,389 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"tailrace/uplink"
+	"tailrace/uplink/wire"
+)
+
+// session is the node's end of one session: it reads the Source for what the Sender
+// says, and carries control messages. Its goroutines: one reads control, one writes
+// it, one watches, one per lane writes data.
+type session struct {
+	c       *Client
+	conn    *quic.Conn
+	control *quic.Stream
+	reader  *wire.Reader
+	hub     string
+	id      wire.ID
+	welcome wire.Welcome
+	log     interface {
+		Debug(msg string, args ...any)
+		Warn(msg string, args ...any)
+	}
+
+	ctx    context.Context // ends when the session is over
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+	done   chan struct{} // closed when every goroutine has ended; err is set before
+	err    error
+
+	stall     chan struct{} // capacity 1: the watchdog sees no progress
+	recovered chan struct{} // capacity 1: progress after a stall
+	poke      chan struct{} // capacity 1: probe the hub now
+	isStalled atomic.Bool
+	useful    atomic.Bool // something was acknowledged, or the session lived a while
+
+	clockOffset atomic.Int64
+	heartbeat   atomic.Uint64 // sequence of the last one sent
+	answered    atomic.Uint64
+	acks        atomic.Int64 // bumped by every Ack that covered something
+
+	commands  chan wire.Command
+	drainHubs []string // written by the control reader before done
+
+	changed chan struct{}             // capacity 1: the Source moved
+	wake    [wire.Lanes]chan struct{} // capacity 1: a lane may have work
+
+	mu         sync.Mutex // guards the following
+	sender     *uplink.Sender
+	partitions []uplinkPartition
+	generation uint64
+	queue      []wire.Message // to write, bounded by maxQueued
+	writeKick  chan struct{}  // capacity 1
+}
+
+type uplinkPartition struct {
+	topic       string
+	index       int
+	start, next int64
+}
+
+const (
+	liveReadBytes = 64 << 10
+	maxQueued     = 8192
+	maxWants      = 4 * wire.MaxPartitions
+	idleContext   = 30 * time.Second // a lane silent for so long gives its zstd context up
+)
+
+// open says Hello on a fresh connection and starts the session once welcomed.
+func open(ctx context.Context, c *Client, conn *quic.Conn, hub string, sequence uint64) (*session, error) {
+	st, err := conn.OpenStreamSync(ctx)
+	if err != nil {
+		return nil, err
+	}
+	st.SetPriority(urgencyControl, false)
+	s := &session{c: c, conn: conn, control: st, reader: wire.NewReader(st), hub: hub, id: randomID(c.cfg.Rand), done: make(chan struct{}),
+		stall: make(chan struct{}, 1), recovered: make(chan struct{}, 1), poke: make(chan struct{}, 1), changed: make(chan struct{}, 1),
+		writeKick: make(chan struct{}, 1), commands: make(chan wire.Command, 16),
+		log: c.cfg.Logger.With("hub", hub)}
+	for l := range s.wake {
+		s.wake[l] = make(chan struct{}, 1)
+	}
+	s.generation = c.cfg.Source.Generation()
+	inv := c.cfg.Source.Inventory()
+	codecs := []wire.Codec{wire.CodecZstd, wire.CodecNone}
+	if c.cfg.NoCompression {
+		codecs = codecs[1:]
+	}
+	hello := &wire.Hello{Version: wire.Version, MinVersion: 1, Node: c.cfg.NodeID, Session: s.id, Boot: c.cfg.Boot, Sequence: sequence,
+		Clock: c.clock(), Inventory: inv, Codecs: codecs, Software: c.cfg.Software}
+	if dl, ok := ctx.Deadline(); ok {
+		st.SetReadDeadline(dl)
+	}
+	if _, err := sendMessages(st, nil, []wire.Message{hello}); err != nil {
+		return nil, err
+	}
+	m, err := s.reader.Read()
+	if err != nil {
+		return nil, err
+	}
+	switch m := m.(type) {
+	case *wire.Welcome:
+		s.welcome = *m
+	case *wire.Error:
+		return nil, &RemoteError{Code: m.Code, Message: m.Message, RetryAfter: time.Duration(m.RetryAfterMS) * time.Millisecond}
+	case *wire.Drain:
+		return nil, &RemoteError{Code: wire.CodeOverload, Message: m.Reason, RetryAfter: time.Duration(m.RetryAfterMS) * time.Millisecond}
+	default:
+		return nil, fmt.Errorf("%w: message type %d where Welcome is expected", wire.ErrMalformed, m.Type())
+	}
+	st.SetReadDeadline(time.Time{})
+	w := &s.welcome
+	if w.Version != wire.Version || w.Session != s.id || !slices.Contains(codecs, w.Codec) {
+		return nil, fmt.Errorf("%w: welcome of version %d, session %s, codec %d", wire.ErrMalformed, w.Version, w.Session, w.Codec)
+	}
+	if c.cfg.OnWelcome != nil {
+		if err := c.cfg.OnWelcome(*w); err != nil {
+			return nil, fmt.Errorf("hub of store %s is refused: %w", w.StoreID, err)
+		}
+	}
+	frame := c.cfg.FrameBytes
+	if w.FrameBytes > 0 {
+		frame = min(frame, int(w.FrameBytes))
+	}
+	s.sender = uplink.NewSender(uplink.SenderConfig{WindowBytes: int64(c.cfg.WindowBytes), LiveBytes: min(liveReadBytes, frame), FrameBytes: frame, MaxWants: maxWants}, inv, w.Credit)
+	s.setPartitions(inv)
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.proposeGaps()
+	c.register(s)
+	s.wg.Go(s.readControl)
+	s.wg.Go(s.writeControl)
+	s.wg.Go(s.watch)
+	s.wg.Go(s.watchSource)
+	s.wg.Go(s.runCommands)
+	for l := range wire.Lane(wire.Lanes) {
+		s.wg.Go(func() { s.runLane(l) })
+	}
+	go func() {
+		<-s.ctx.Done()
+		s.err = closeReason(context.Cause(s.ctx))
+		var re *RemoteError
+		code, text := codeOf(s.err), clip(s.err.Error())
+		if errors.As(s.err, &re) {
+			code, text = re.Code, ""
+		}
+		var le *localClose
+		if errors.As(s.err, &le) {
+			code, text = le.code, le.message
+		}
+		conn.CloseWithError(quic.ApplicationErrorCode(code), text)
+		s.wg.Wait()
+		c.unregister(s)
+		close(s.done)
+	}()
+	s.sourceChanged() // what became durable between Inventory and register
+	return s, nil
+}
+
+// localClose is the reason of a session that this end closed.
+type localClose struct {
+	code    wire.Code
+	message string
+}
+
+func (e *localClose) Error() string { return e.message }
+
+func (s *session) close(code wire.Code, message string) { s.cancel(&localClose{code, message}) }
+
+func (s *session) fail(err error) { s.cancel(err) }
+
+func (s *session) stalled() bool { return s.isStalled.Load() }
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+func (s *session) sourceChanged() { signal(s.changed) }
+func (s *session) probe()         { signal(s.poke) }
+
+func (s *session) setPartitions(inv wire.Inventory) {
+	s.partitions = s.partitions[:0]
+	for i := range inv.Partitions {
+		p := &inv.Partitions[i]
+		s.partitions = append(s.partitions, uplinkPartition{p.Topic, p.Partition, p.Start, p.Next})
+	}
+}
+
+// send queues control messages. The queue is bounded: a hub that does not read its
+// control stream loses the session.
+func (s *session) send(msgs ...wire.Message) {
+	s.mu.Lock()
+	s.queue = append(s.queue, msgs...)
+	over := len(s.queue) > maxQueued
+	s.mu.Unlock()
+	if over {
+		s.fail(errors.New("the hub does not read its control stream"))
+		return
+	}
+	signal(s.writeKick)
+}
+
+// settle carries out what a change of the Sender asks for. Called with mu held; it unlocks.
+func (s *session) settle() {
+	msgs := s.sender.Messages()
+	s.mu.Unlock()
+	if len(msgs) > 0 {
+		s.send(msgs...)
+	}
+	for _, w := range s.wake {
+		signal(w)
+	}
+}
+
+func (s *session) writeControl() {
+	var buf []byte
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.writeKick:
+		}
+		s.mu.Lock()
+		msgs := s.queue
+		s.queue = nil
+		s.mu.Unlock()
+		if len(msgs) == 0 {
+			continue
+		}
+		var err error
+		if buf, err = sendMessages(s.control, buf, msgs); err != nil {
+			s.fail(fmt.Errorf("write control stream: %w", err))
+			return
+		}
+		if cap(buf) > 64<<10 {
+			buf = nil
+		}
+	}
+}
+
+// watchSource tells the Sender what became durable.
+func (s *session) watchSource() {
+	src := s.c.cfg.Source
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.changed:
+		}
+		s.mu.Lock()
+		if g := src.Generation(); g != s.generation {
+			s.generation = g
+			inv := src.Inventory()
+			s.sender.Inventory(inv)
+			s.setPartitions(inv)
+			s.mu.Unlock()
+			s.send(&inv)
+			s.proposeGaps()
+			s.mu.Lock()
+		}
+		for i := range s.partitions {
+			p := &s.partitions[i]
+			if start, next := src.Bounds(p.topic, p.index); start != p.start || next != p.next {
+				p.start, p.next = start, next
+				s.sender.Advance(p.topic, p.index, start, next)
+			}
+		}
+		s.settle()
+	}
+}
+
+func (s *session) proposeGaps() {
+	gaps := s.c.cfg.Source.Gaps()
+	s.mu.Lock()
+	for i := range gaps {
+		g := &gaps[i]
+		s.sender.Propose(g.Topic, g.Partition, g.Epoch, g.Gap)
+	}
+	s.settle()
+}
+
+func (s *session) readControl() {
+	for {
+		m, err := s.reader.Read()
+		if err != nil {
+			s.fail(fmt.Errorf("control stream: %w", err))
+			return
+		}
+		if err := s.handle(m); err != nil {
+			s.fail(err)
+			return
+		}
+	}
+}
+
+func (s *session) handle(m wire.Message) error {
+	c := s.c
+	switch m := m.(type) {
+	case *wire.Want:
+		s.mu.Lock()
+		err := s.sender.Want(m)
+		s.settle()
+		return err
+	case *wire.Cancel:
+		s.mu.Lock()
+		s.sender.Cancel(m.Want)
+		s.settle()
+	case *wire.Ack:
+		s.mu.Lock()
+		acked := s.sender.Ack(m)
+		s.settle()
+		if len(acked) > 0 {
+			s.acks.Add(1)
+			s.useful.Store(true)
+		}
+		for i := range acked {
+			a := &acked[i]
+			c.acked.Add(a.Ranges.Count())
+			c.cfg.Source.Acked(a.Topic, a.Index, a.Epoch, a.Ranges)
+		}
+	case *wire.Heartbeat:
+		if !m.Reply {
+			s.send(&wire.Heartbeat{Sequence: m.Sequence, Sent: m.Sent, Reply: true, Clock: c.clock(), Pad: make([]byte, wire.HeartbeatPad)})
+			return nil
+		}
+		if m.Sequence > s.answered.Load() && m.Sequence <= s.heartbeat.Load() {
+			s.answered.Store(m.Sequence)
+			now := time.Now().UnixNano()
+			s.clockOffset.Store(m.Clock.UnixNano - (m.Sent + (now-m.Sent)/2))
+		}
+	case *wire.Config:
+		if c.cfg.OnConfig != nil {
+			c.cfg.OnConfig(*m)
+		}
+	case *wire.Command:
+		select {
+		case s.commands <- *m:
+		default:
+			s.send(&wire.CommandResult{ID: m.ID, Error: "too many commands at once"})
+		}
+	case *wire.Drain:
+		s.drainHubs = m.Hubs
+		return &RemoteError{Code: wire.CodeShutdown, Message: m.Reason, RetryAfter: time.Duration(m.RetryAfterMS) * time.Millisecond}
+	case *wire.Error:
+		if m.Want == 0 {
+			return &RemoteError{Code: m.Code, Message: m.Message, RetryAfter: time.Duration(m.RetryAfterMS) * time.Millisecond}
+		}
+		s.mu.Lock()
+		s.sender.Cancel(m.Want)
+		s.settle()
+	case *wire.Hello, *wire.Welcome, *wire.Inventory, *wire.GapReport, *wire.Fork, *wire.Status, *wire.CommandResult:
+		return fmt.Errorf("%w: message type %d from a hub within a session", wire.ErrMalformed, m.Type())
+	}
+	return nil
+}
+
+func (s *session) runCommands() {
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case m := <-s.commands:
+			r := wire.CommandResult{Error: "this node takes no commands"}
+			switch {
+			case m.ExpireMS > 0 && time.Now().UnixMilli() > m.ExpireMS:
+				r.Error = "expired before it reached the node"
+			case s.c.cfg.OnCommand != nil:
+				r = s.c.cfg.OnCommand(m)
+			}
+			r.ID = m.ID
+			s.send(&r)
+		}
+	}
+}
+
+func (c *Client) clock() wire.Clock {
+	return wire.Clock{UnixNano: time.Now().UnixNano(), Trusted: c.cfg.ClockTrusted == nil || c.cfg.ClockTrusted()}
+}
