@@ -58,7 +58,7 @@ func TestFiltersAndSharedNames(t *testing.T) {
 	for f, want := range map[string][3]string{"$share/g/a/b": {"g", "a/b", "true"}, "a": {"", "a", "true"}, "$share/g": {"", "", "false"}, "$share//a": {"", "", "false"},
 		"$share/g+/a": {"", "", "false"}, "$share": {"", "$share", "false"}, "$share/g/": {"", "", "false"}} {
 		g, x, ok := topic.Shared(f)
-		if (want != [3]string{g, x, fmt.Sprint(ok)}) {
+		if want != [3]string{g, x, fmt.Sprint(ok)} {
 			t.Errorf("Shared(%q) = %q %q %v", f, g, x, ok)
 		}
 	}

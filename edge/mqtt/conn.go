@@ -1,0 +1,367 @@
+package mqtt
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tailrace/edge/mqtt/packet"
+)
+
+// conn is one connection. Its goroutine reads, decodes and hands bursts to the
+// backend; answers leave through the outbox. Locks, never taken the other way round:
+//
+//	in  >  srv.mu  >  ss.mu  >  out.mu
+//	in  >  mu  >  retained.mu, out.mu
+type conn struct {
+	Client
+	srv      *Server
+	nc       net.Conn
+	admitted *admitted  // its place among the connections; nil in tests
+	raw      *rawReader // TCP: waits for bytes without holding a buffer; nil = probe
+	out      outbox
+
+	// Owned by the connection's goroutine.
+	rd         *chunk // received, not yet decoded: rd.b[rpos:]; nil = nothing
+	rpos       int
+	extra      int // bytes of rd beyond the pooled size, charged to srv.buffers
+	probe      [64]byte
+	keepAlive  time.Duration // 0 = none
+	readBy     time.Time     // the read deadline as it is set
+	maxPacket  int           // the client's Maximum Packet Size, 0 = none
+	outMax     int           // deliveries in flight
+	recvMax    int32         // 0 = no limit (3.x)
+	willExpiry uint32
+
+	// in guards what the reader shares with the timer that ends a line-up.
+	in        sync.Mutex
+	cur       *burst // being filled
+	pp        packet.Publish
+	pub       Publish
+	topics    topicCache
+	qos2      map[uint16]struct{} // received, not yet released
+	lineup    *lineup             // nil = over
+	held      []heldPublish       // re-sends that wait for the verdict
+	heldBytes int
+	holdTimer *time.Timer
+
+	ss      *session
+	unacked atomic.Int32 // QoS 1 and 2 publishes without an answer
+
+	mu           sync.Mutex
+	fifo         []*burst // committed, in order, the first not yet durable
+	work         []work
+	pending      int // bursts in fifo and work
+	distributing bool
+	mute         bool // nothing is acknowledged any more
+	why          cause
+	stopped      bool
+	room         chan struct{} // cap 1: a burst was finished
+	quit         chan struct{} // closed by stop
+	gone         chan struct{} // closed when the session is free
+
+	distributor func()
+}
+
+// cause is why a connection ends. The first one counts.
+type cause struct {
+	code     packet.Code // sent in DISCONNECT to an MQTT 5 client when not Success
+	clean    bool        // the client said DISCONNECT: no will
+	takeover bool
+	hold     bool // a 3.x client whose publish was refused
+	err      error
+}
+
+func newConn(s *Server, nc net.Conn) *conn {
+	c := &conn{srv: s, nc: nc, room: make(chan struct{}, 1), quit: make(chan struct{}), gone: make(chan struct{})}
+	c.out.init(nc, s.cfg.Limits.WriteTimeout, s.cfg.Limits.OutboundBytes)
+	c.raw = newRawReader(nc)
+	c.distributor = c.distribute
+	return c
+}
+
+// stop ends the connection from any goroutine: the reader wakes, waits for what is
+// in flight, says why and closes. It does not wait.
+func (c *conn) stop(why cause) {
+	c.mu.Lock()
+	c.stopLocked(why)
+	c.mu.Unlock()
+}
+
+func (c *conn) stopLocked(why cause) {
+	if c.stopped {
+		return
+	}
+	c.stopped, c.why = true, why
+	close(c.quit)
+	c.nc.SetReadDeadline(time.Unix(1, 0))
+}
+
+// setReadDeadline sets the deadline unless stop has set its own.
+func (c *conn) setReadDeadline(t time.Time) {
+	c.mu.Lock()
+	if !c.stopped {
+		c.nc.SetReadDeadline(t)
+	}
+	c.mu.Unlock()
+}
+
+// serve runs the connection until it ends.
+func (c *conn) serve(cert func(net.Conn) (*x509.Certificate, error)) {
+	defer c.srv.recovered(c)
+	defer c.teardown()
+	c.setReadDeadline(time.Now().Add(c.srv.cfg.Limits.LoginTimeout))
+	crt, err := cert(c.nc)
+	if err != nil {
+		c.stop(cause{err: err})
+		return
+	}
+	err = c.login(crt)
+	c.srv.loggedIn(c)
+	if err == nil {
+		err = c.loop()
+	}
+	c.stop(c.causeOf(err))
+}
+
+// causeOf turns the reader's error into the reason of the connection's end.
+func (c *conn) causeOf(err error) cause {
+	var pe *packet.Error
+	var re *ReasonError
+	switch {
+	case err == errClean:
+		return cause{clean: true}
+	case err == errWithWill:
+		return cause{}
+	case err == errRefused3:
+		return cause{hold: true, err: err}
+	case errors.As(err, &pe):
+		c.srv.stats.Malformed.Add(1)
+		return cause{code: pe.Code, err: err}
+	case errors.As(err, &re):
+		return cause{code: re.Code, err: err}
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.srv.stats.KeepAliveTimeouts.Add(1)
+		return cause{code: packet.KeepAliveTimeout, err: err}
+	}
+	return cause{err: err}
+}
+
+var (
+	errClean    = errors.New("client disconnected")
+	errWithWill = errors.New("client disconnected with its will")
+	errRefused3 = errors.New("publish refused, which MQTT 3 cannot say")
+	errLogin    = errors.New("login refused")
+)
+
+// teardown runs once the reader has ended for whatever reason: wait for the disk,
+// answer, say why, free the session.
+func (c *conn) teardown() {
+	if c.holdTimer != nil {
+		c.holdTimer.Stop()
+	}
+	c.in.Lock()
+	c.held = nil // not answered: the client sends them again
+	c.lineup = nil
+	c.submit()
+	c.in.Unlock()
+	c.stop(cause{err: io.ErrUnexpectedEOF}) // when the goroutine panicked
+	c.waitRoom(1)
+	if c.rd != nil {
+		c.releaseRead()
+	}
+	c.mu.Lock()
+	why := c.why
+	c.mu.Unlock()
+	if why.hold {
+		// A 3.x client cannot be told; without a pause it would come back at once
+		// with the same publish.
+		t := time.NewTimer(c.srv.cfg.Limits.RefusedHold)
+		select {
+		case <-t.C:
+		case <-c.srv.quit:
+		}
+		t.Stop()
+	}
+	c.srv.detach(c, why)
+	if why.code != packet.Success && c.Version == byte(packet.V5) && c.ss != nil {
+		reason := ""
+		var pe *packet.Error
+		if errors.As(why.err, &pe) {
+			reason = pe.What
+		}
+		if ch := c.out.begin(); ch != nil {
+			ch.b = packet.AppendDisconnect(ch.b, why.code, reason)
+		}
+		c.out.end()
+	}
+	close(c.gone)
+	c.out.finish()
+	if why.err != nil && !errors.Is(why.err, io.EOF) {
+		c.srv.log.Debug("connection ended", "client", c.ID, "remote", c.Remote, "error", why.err)
+	}
+}
+
+// loop reads until the connection ends.
+func (c *conn) loop() error {
+	for {
+		if err := c.process(); err != nil {
+			return err
+		}
+		c.waitRoom(c.srv.cfg.Limits.Bursts)
+		if c.out.full() && !c.waitWritten() {
+			return errLogin
+		}
+		if c.keepAlive > 0 {
+			// MQTT 5.0, 3.1.2-22: closed after one and a half keep-alives. The deadline
+			// moves only when a quarter of a keep-alive has passed, so it costs nothing per packet.
+			now := time.Now()
+			if by := now.Add(c.keepAlive * 3 / 2); c.readBy.Before(by) {
+				c.readBy = by.Add(c.keepAlive / 4)
+				c.setReadDeadline(c.readBy)
+			}
+		}
+		if err := c.fill(); err != nil {
+			return err
+		}
+	}
+}
+
+// waitWritten blocks while the peer does not take what is waiting for it; false
+// when the connection is stopped or broken meanwhile. The writer's deadline bounds it.
+func (c *conn) waitWritten() bool {
+	for c.out.full() {
+		select {
+		case <-c.room:
+		case <-c.quit:
+			return false
+		}
+	}
+	return true
+}
+
+// process decodes everything that has been received into one burst and commits it.
+func (c *conn) process() error {
+	if c.rd == nil {
+		return nil
+	}
+	c.in.Lock()
+	defer c.in.Unlock()
+	var err error
+	now := c.srv.cfg.Now()
+	for err == nil {
+		var head byte
+		var start, end int
+		b := c.rd.b[c.rpos:]
+		head, start, end, _, err = packet.Frame(b, c.srv.cfg.Limits.MaxPacketBytes)
+		if err != nil || end == 0 {
+			break
+		}
+		c.rpos += end
+		if packet.Type(head>>4) == packet.PUBLISH {
+			err = c.publish(head, b[start:end], now)
+		} else {
+			err = c.control(head, b[start:end])
+		}
+	}
+	c.submit()
+	if err == nil && c.rpos == len(c.rd.b) {
+		c.releaseRead()
+	}
+	return err
+}
+
+// burst returns the burst being filled.
+func (c *conn) burst() *burst {
+	if c.cur == nil {
+		c.cur = getBurst(c)
+	}
+	return c.cur
+}
+
+// control handles every packet but PUBLISH. Caller holds c.in.
+func (c *conn) control(head byte, body []byte) error {
+	v := packet.Version(c.Version)
+	switch t := packet.Type(head >> 4); t {
+	case packet.PINGREQ:
+		if err := packet.ReadPing(head, body); err != nil {
+			return err
+		}
+		if ch := c.out.begin(); ch != nil {
+			ch.b = packet.AppendPingresp(ch.b)
+		}
+		c.out.end()
+		return nil
+	case packet.PUBREL:
+		a, err := packet.ReadAck(head, body, v)
+		if err != nil {
+			return err
+		}
+		c.pubrel(a)
+		return nil
+	case packet.PUBACK, packet.PUBREC, packet.PUBCOMP:
+		a, err := packet.ReadAck(head, body, v)
+		if err != nil {
+			return err
+		}
+		c.ss.acked(t, a)
+		return nil
+	case packet.SUBSCRIBE:
+		return c.subscribe(head, body)
+	case packet.UNSUBSCRIBE:
+		return c.unsubscribe(head, body)
+	case packet.DISCONNECT:
+		return c.disconnect(head, body)
+	case packet.AUTH:
+		return &packet.Error{Code: packet.ProtocolError, What: "AUTH without an authentication method in CONNECT"}
+	case packet.CONNECT:
+		return &packet.Error{Code: packet.ProtocolError, What: "second CONNECT"} // 3.1.0-2
+	default:
+		return &packet.Error{Code: packet.ProtocolError, What: t.String() + " from a client"}
+	}
+}
+
+// disconnect handles DISCONNECT; its result ends the reader.
+func (c *conn) disconnect(head byte, body []byte) error {
+	d, err := packet.ReadDisconnect(head, body, packet.Version(c.Version))
+	if err != nil {
+		return err
+	}
+	if d.HasExpiry {
+		if c.ss.expiry.Load() == 0 && d.Expiry > 0 { // 3.14.2-2
+			return &packet.Error{Code: packet.ProtocolError, What: "session expiry at DISCONNECT of a session without"}
+		}
+		c.ss.expiry.Store(min(d.Expiry, uint32(c.srv.cfg.Limits.MaxSessionExpiry/time.Second)))
+	}
+	if d.Code == packet.Success {
+		return errClean
+	}
+	return errWithWill
+}
+
+// peerCertificate finishes the TLS handshake and returns the verified certificate.
+func peerCertificate(nc net.Conn) (*x509.Certificate, error) {
+	var t *tls.Conn
+	switch x := nc.(type) {
+	case *tls.Conn:
+		t = x
+	case *secureWebConn:
+		t = x.tls
+	default:
+		return nil, nil
+	}
+	if err := t.Handshake(); err != nil {
+		return nil, err
+	}
+	st := t.ConnectionState()
+	if len(st.VerifiedChains) == 0 {
+		return nil, nil
+	}
+	return st.PeerCertificates[0], nil
+}

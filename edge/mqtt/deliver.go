@@ -1,0 +1,182 @@
+package mqtt
+
+import (
+	"time"
+
+	"tailrace/edge/mqtt/packet"
+)
+
+// outMsg is one delivery to one session.
+type outMsg struct {
+	m        *message
+	ids      []uint32
+	id       uint16 // packet id once in flight
+	qos      byte
+	retain   bool
+	released bool // QoS 2: PUBREC seen, PUBREL sent
+}
+
+// deliver hands m to everybody who subscribed when it was decoded. It never blocks.
+func (s *Server) deliver(m *message) {
+	for i := range m.direct {
+		t := &m.direct[i]
+		if t.noLocal && t.ss.id == m.from {
+			continue
+		}
+		t.ss.offer(outMsg{m: m, qos: min(m.qos, t.qos), retain: m.retain && t.retainAsPub, ids: t.ids})
+	}
+	for _, g := range m.shared {
+		if t, ok := g.pick(); ok {
+			t.ss.offer(outMsg{m: m, qos: min(m.qos, t.qos), retain: m.retain && t.retainAsPub, ids: t.ids})
+		}
+	}
+}
+
+func (ss *session) online() bool {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return ss.conn != nil
+}
+
+// offer sends or queues o. What does not fit is dropped for this session alone and counted.
+func (ss *session) offer(o outMsg) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if o.qos == 0 {
+		if ss.conn != nil {
+			ss.conn.deliver(&o, false)
+		}
+		return
+	}
+	if ss.conn == nil && ss.expiry.Load() == 0 {
+		return
+	}
+	if len(ss.queue)-ss.head >= ss.srv.cfg.Limits.Queued {
+		ss.srv.stats.Dropped.Add(1)
+		return
+	}
+	ss.queue = append(ss.queue, o)
+	ss.pump()
+}
+
+// pump moves queued deliveries into flight while the client takes more. Caller holds ss.mu.
+func (ss *session) pump() {
+	for ss.head < len(ss.queue) && ss.conn != nil && len(ss.inflight) < ss.conn.outMax && !ss.conn.out.full() {
+		o := ss.queue[ss.head]
+		ss.queue[ss.head] = outMsg{}
+		ss.head++
+		o.id = ss.freeID()
+		if ss.conn.deliver(&o, false) {
+			ss.inflight = append(ss.inflight, o)
+		}
+	}
+	if ss.head == len(ss.queue) {
+		ss.queue, ss.head = ss.queue[:0], 0
+	} else if ss.head > 64 && ss.head*2 > len(ss.queue) {
+		n := copy(ss.queue, ss.queue[ss.head:])
+		clear(ss.queue[n:])
+		ss.queue, ss.head = ss.queue[:n], 0
+	}
+}
+
+// freeID is the next packet id that is not in flight; there always is one, since
+// fewer than 65,535 may be in flight.
+func (ss *session) freeID() uint16 {
+	for {
+		ss.lastID++
+		if ss.lastID != 0 && ss.find(ss.lastID) < 0 {
+			return ss.lastID
+		}
+	}
+}
+
+func (ss *session) find(id uint16) int {
+	for i := range ss.inflight {
+		if ss.inflight[i].id == id {
+			return i
+		}
+	}
+	return -1
+}
+
+// resume sends again what was in flight when the last connection ended, in order
+// (4.4.0-1), then what has queued up. Caller holds ss.mu.
+func (ss *session) resume() {
+	for i := range ss.inflight {
+		o := &ss.inflight[i]
+		if o.released {
+			ss.conn.ack(packet.PUBREL, o.id, packet.Success)
+		} else {
+			ss.conn.deliver(o, true)
+		}
+	}
+	ss.pump()
+}
+
+// acked handles PUBACK, PUBREC and PUBCOMP of a subscriber.
+func (ss *session) acked(t packet.Type, a packet.Ack) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	i := ss.find(a.ID)
+	if i < 0 || ss.conn == nil {
+		if t == packet.PUBREC && ss.conn != nil {
+			ss.conn.ack(packet.PUBREL, a.ID, packet.PacketIDNotFound)
+		}
+		return
+	}
+	o := &ss.inflight[i]
+	switch {
+	case t == packet.PUBREC && o.qos == 2 && a.Code < 0x80:
+		o.released = true
+		ss.conn.ack(packet.PUBREL, a.ID, packet.Success)
+		return
+	case t == packet.PUBACK && o.qos == 1, t == packet.PUBREC && o.qos == 2, t == packet.PUBCOMP && o.released:
+	default:
+		return // an answer that does not belong to this delivery changes nothing
+	}
+	n := copy(ss.inflight[i:], ss.inflight[i+1:])
+	ss.inflight[i+n] = outMsg{}
+	ss.inflight = ss.inflight[:i+n]
+	ss.pump()
+}
+
+// deliver encodes one PUBLISH into the outbox and reports whether it was taken: a
+// message that has expired or is too large for the client counts as delivered
+// (3.1.2-25). Called with the session's mutex held.
+func (c *conn) deliver(o *outMsg, dup bool) bool {
+	m := o.m
+	out := packet.Out{QoS: o.qos, Retain: o.retain, Dup: dup && o.qos > 0, ID: o.id, Topic: m.topic, Props: m.props, SubIDs: o.ids, Payload: m.payload}
+	if !m.expires.IsZero() {
+		left := m.expires.Sub(c.srv.cfg.Now())
+		if left <= 0 {
+			c.srv.stats.Expired.Add(1)
+			return false
+		}
+		out.HasExpiry, out.Expiry = true, uint32((left+time.Second-1)/time.Second)
+	}
+	v := packet.Version(c.Version)
+	if c.maxPacket > 0 && out.Size(v) > c.maxPacket {
+		c.srv.stats.Dropped.Add(1)
+		return false
+	}
+	ch := c.out.begin()
+	ok := ch != nil
+	if ok && o.qos == 0 && len(ch.b) >= c.out.limit {
+		ok = false
+		c.srv.stats.Dropped.Add(1)
+	}
+	if ok {
+		ch.b = packet.AppendPublish(ch.b, v, &out)
+		c.srv.stats.Delivered.Add(1)
+	}
+	c.out.end()
+	return ok || o.qos > 0 // QoS > 0 to a broken connection stays in flight for the next one
+}
+
+// ack writes one acknowledgement that waits for no commit.
+func (c *conn) ack(t packet.Type, id uint16, code packet.Code) {
+	if ch := c.out.begin(); ch != nil {
+		ch.b = packet.AppendAck(ch.b, packet.Version(c.Version), t, id, code)
+	}
+	c.out.end()
+}

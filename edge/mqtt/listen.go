@@ -1,0 +1,282 @@
+package mqtt
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// Serve accepts connections from l until Shutdown (ErrServerClosed) or until l
+// fails for good. It closes l. Errors of single accepts, such as no free file
+// descriptor, are counted and waited out.
+func (s *Server) Serve(l net.Listener, o ListenerOptions) error {
+	defer l.Close()
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		return ErrServerClosed
+	}
+	s.listeners[l] = struct{}{}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.listeners, l)
+		s.mu.Unlock()
+	}()
+	if o.Name == "" {
+		o.Name = l.Addr().String()
+	}
+	a := &admission{Listener: l, s: s}
+	var err error
+	if o.WebSocket {
+		err = s.serveWeb(a, o)
+	} else {
+		err = s.servePlain(a, o)
+	}
+	select {
+	case <-s.quit:
+		return ErrServerClosed
+	default:
+		return err
+	}
+}
+
+// servePlain serves TCP and TLS, one goroutine per connection.
+func (s *Server) servePlain(a *admission, o ListenerOptions) error {
+	for {
+		nc, err := a.Accept()
+		if err != nil {
+			return err
+		}
+		ad := nc.(*admitted)
+		if !s.hold() {
+			ad.Close()
+			return ErrServerClosed
+		}
+		go func() {
+			defer s.wg.Done()
+			defer ad.Close()
+			inner := ad.Conn // the bare TCP connection: read by readiness
+			if o.TLS != nil {
+				inner = tls.Server(inner, o.TLS)
+			}
+			s.begin(inner, ad, o)
+		}()
+	}
+}
+
+// hold counts a goroutine that Shutdown waits for; false when it is too late.
+func (s *Server) hold() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	s.wg.Add(1)
+	return true
+}
+
+func (s *Server) begin(nc net.Conn, ad *admitted, o ListenerOptions) {
+	c := newConn(s, nc)
+	c.Remote = nc.RemoteAddr().String()
+	c.Listener = o.Name
+	c.out.drained = c.drained
+	c.admitted = ad
+	s.serveConn(nc, c)
+}
+
+// drained runs on the writer when a full outbox has room again.
+func (c *conn) drained() {
+	c.mu.Lock()
+	c.signal()
+	c.mu.Unlock()
+	if ss := c.ss; ss != nil {
+		ss.mu.Lock()
+		if ss.conn == c {
+			ss.pump()
+		}
+		ss.mu.Unlock()
+	}
+}
+
+// loggedIn takes c out of the count of connections before login.
+func (s *Server) loggedIn(c *conn) {
+	if c.admitted != nil {
+		c.admitted.login()
+	}
+}
+
+// serveWeb serves MQTT over WebSocket (MQTT 5.0, 6).
+func (s *Server) serveWeb(a *admission, o ListenerOptions) error {
+	l := net.Listener(a)
+	if o.TLS != nil {
+		l = tls.NewListener(a, o.TLS)
+	}
+	h := http.Server{
+		ReadHeaderTimeout: s.cfg.Limits.LoginTimeout,
+		ReadTimeout:       s.cfg.Limits.LoginTimeout,
+		IdleTimeout:       s.cfg.Limits.LoginTimeout,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          nil,
+		ConnContext: func(ctx context.Context, nc net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, nc)
+		},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.upgrade(w, r, o) }),
+	}
+	h.SetKeepAlivesEnabled(false)
+	go func() {
+		<-s.quit
+		h.Close() // upgraded connections are ours and end on their own
+	}()
+	return h.Serve(l)
+}
+
+type connKey struct{}
+
+// upgrade turns one request into an MQTT connection and runs it.
+func (s *Server) upgrade(w http.ResponseWriter, r *http.Request, o ListenerOptions) {
+	if o.Path != "" && r.URL.Path != o.Path {
+		http.NotFound(w, r)
+		return
+	}
+	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{"mqtt", "mqttv3.1"}, OriginPatterns: o.Origins})
+	if err != nil {
+		return // answered
+	}
+	if ws.Subprotocol() == "" { // 6.0.0-3
+		ws.Close(websocket.StatusPolicyViolation, "subprotocol mqtt required")
+		return
+	}
+	if !s.hold() {
+		ws.CloseNow()
+		return
+	}
+	defer s.wg.Done()
+	nc, _ := r.Context().Value(connKey{}).(net.Conn)
+	var web net.Conn = &webConn{Conn: websocket.NetConn(context.Background(), ws, websocket.MessageBinary), ws: ws}
+	if t, ok := nc.(*tls.Conn); ok {
+		web = &secureWebConn{web.(*webConn), t}
+		nc = t.NetConn()
+	}
+	ad, _ := nc.(*admitted)
+	s.begin(web, ad, o)
+}
+
+// webConn closes without waiting for the peer's close frame.
+type webConn struct {
+	net.Conn
+	ws *websocket.Conn
+}
+
+func (c *webConn) Close() error { return c.ws.CloseNow() }
+
+// secureWebConn remembers the TLS connection below, for the client certificate.
+type secureWebConn struct {
+	*webConn
+	tls *tls.Conn
+}
+
+// admission is a listener that keeps the limits before login: too many connections
+// are closed before a byte is read or a goroutine started.
+type admission struct {
+	net.Listener
+	s *Server
+}
+
+func (a *admission) Accept() (net.Conn, error) {
+	var wait time.Duration
+	for {
+		nc, err := a.Listener.Accept()
+		if err != nil {
+			var ne net.Error
+			if errors.Is(err, net.ErrClosed) || !errors.As(err, &ne) {
+				return nil, err
+			}
+			a.s.stats.AcceptErrors.Add(1)
+			wait = min(max(2*wait, 5*time.Millisecond), time.Second)
+			a.s.log.Warn("accept failed, trying again", "listener", a.Addr().String(), "error", err, "wait", wait)
+			select {
+			case <-time.After(wait):
+			case <-a.s.quit:
+				return nil, err
+			}
+			continue
+		}
+		wait = 0
+		ad := &admitted{Conn: nc, s: a.s, addr: addrOf(nc)}
+		if !a.s.admit(ad) {
+			a.s.stats.ConnectionsRefused.Add(1)
+			nc.Close()
+			continue
+		}
+		a.s.stats.Accepted.Add(1)
+		return ad, nil
+	}
+}
+
+func addrOf(nc net.Conn) netip.Addr {
+	ap, err := netip.ParseAddrPort(nc.RemoteAddr().String())
+	if err != nil {
+		return netip.Addr{} // not an IP connection: all count together
+	}
+	return ap.Addr().Unmap()
+}
+
+// admitted is one counted connection; Close and login give its places back once.
+type admitted struct {
+	net.Conn
+	s       *Server
+	addr    netip.Addr
+	logOnce sync.Once
+	once    sync.Once
+}
+
+func (s *Server) admit(a *admitted) bool {
+	l := &s.cfg.Limits
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.byAddr[a.addr]
+	if s.admitted >= l.MaxConnections || s.logins >= l.MaxLogins ||
+		n != nil && (n.conns >= l.MaxPerAddress || n.logins >= l.MaxLoginsPerAddress) {
+		return false
+	}
+	if n == nil {
+		n = &addrCount{}
+		s.byAddr[a.addr] = n
+	}
+	s.admitted++
+	s.logins++
+	n.conns++
+	n.logins++
+	return true
+}
+
+func (a *admitted) login() {
+	a.logOnce.Do(func() {
+		a.s.mu.Lock()
+		defer a.s.mu.Unlock()
+		a.s.logins--
+		a.s.byAddr[a.addr].logins--
+	})
+}
+
+func (a *admitted) Close() error {
+	a.login()
+	a.once.Do(func() {
+		a.s.mu.Lock()
+		defer a.s.mu.Unlock()
+		a.s.admitted--
+		n := a.s.byAddr[a.addr]
+		if n.conns--; n.conns == 0 {
+			delete(a.s.byAddr, a.addr)
+		}
+	})
+	return a.Conn.Close()
+}

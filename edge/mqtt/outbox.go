@@ -1,0 +1,142 @@
+package mqtt
+
+import (
+	"net"
+	"sync"
+	"time"
+)
+
+// outbox is what waits to be written to one peer. Appending never blocks, so one
+// that does not read delays nobody else. A goroutine writes while there is
+// something to write; an idle connection has none, and no buffer.
+type outbox struct {
+	nc      net.Conn
+	timeout time.Duration
+	limit   int    // bytes above which full() is true
+	drained func() // called by the writer, without locks, when a full outbox has room again
+
+	mu      sync.Mutex
+	cur     *chunk // appended to; nil = empty
+	running bool
+	over    bool // was full since the last drained
+	broken  bool // a write failed or the box was closed; nothing is accepted any more
+	closing bool // close nc when all is written
+	ended   chan struct{}
+
+	loop     func() // = o.run, bound once: starting the writer allocates nothing
+	deadline time.Time
+}
+
+func (o *outbox) init(nc net.Conn, timeout time.Duration, limit int) {
+	o.nc, o.timeout, o.limit = nc, timeout, limit
+	o.ended = make(chan struct{})
+	o.loop = o.run
+}
+
+// begin locks the outbox and returns the buffer to append to, nil when the peer is
+// gone. end must follow.
+func (o *outbox) begin() *chunk {
+	o.mu.Lock()
+	if o.broken || o.closing {
+		return nil
+	}
+	if o.cur == nil {
+		o.cur = getChunk()
+	}
+	return o.cur
+}
+
+// end unlocks and starts the writer when it is needed.
+func (o *outbox) end() {
+	if o.cur != nil && !o.running && !o.broken {
+		o.running = true
+		go o.loop()
+	}
+	o.mu.Unlock()
+}
+
+// write appends p.
+func (o *outbox) write(p []byte) {
+	if c := o.begin(); c != nil {
+		c.b = append(c.b, p...)
+	}
+	o.end()
+}
+
+// full reports whether more than limit bytes wait; then drained will be called.
+func (o *outbox) full() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.fullLocked()
+}
+
+func (o *outbox) fullLocked() bool {
+	if o.broken || o.cur == nil || len(o.cur.b) < o.limit {
+		return false
+	}
+	o.over = true
+	return true
+}
+
+// finish closes the connection once everything is written, at the latest after the
+// write timeout, and waits for that.
+func (o *outbox) finish() {
+	o.mu.Lock()
+	if !o.closing {
+		o.closing = true
+		if !o.running {
+			o.running = true
+			go o.loop()
+		}
+	}
+	o.mu.Unlock()
+	<-o.ended
+}
+
+func (o *outbox) run() {
+	for {
+		o.mu.Lock()
+		c := o.cur
+		if c == nil || o.broken {
+			o.cur, o.running = nil, false
+			closing, over := o.closing, o.over
+			o.over = false
+			if closing {
+				o.broken = true
+			}
+			o.mu.Unlock()
+			if c != nil {
+				putChunk(c)
+			}
+			if closing {
+				o.nc.Close()
+				close(o.ended)
+			} else if over && o.drained != nil {
+				o.drained()
+			}
+			return
+		}
+		o.cur = nil
+		over := o.over
+		o.over = false
+		o.mu.Unlock()
+
+		// The deadline moves only after a quarter of it has passed: it is for a peer
+		// that takes nothing at all, and must not cost a timer per write.
+		if now := time.Now(); o.deadline.Sub(now) < o.timeout {
+			o.deadline = now.Add(o.timeout + o.timeout/4)
+			o.nc.SetWriteDeadline(o.deadline)
+		}
+		_, err := o.nc.Write(c.b)
+		putChunk(c)
+		if err != nil {
+			o.mu.Lock()
+			o.broken = true
+			o.mu.Unlock()
+			o.nc.Close() // wakes the reader
+		}
+		if over && o.drained != nil {
+			o.drained()
+		}
+	}
+}

@@ -1,0 +1,104 @@
+package mqtt
+
+import (
+	"sync"
+
+	"tailrace/edge/mqtt/topic"
+)
+
+// retainedSet holds the retained messages. What is here is durable; room for what
+// is on its way to the disk is reserved, so the bounds hold.
+type retainedSet struct {
+	maxN, maxBytes int
+
+	mu       sync.Mutex
+	m        map[string]*message
+	bytes    int
+	reserved int // messages on their way
+	resBytes int
+}
+
+// reserve makes room for one message; false when the set is full. A deletion needs none.
+func (r *retainedSet) reserve(k *retain) bool {
+	if k.m == nil {
+		return true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n, size := len(r.m)+r.reserved, r.bytes+r.resBytes+k.m.size()
+	if old := r.m[k.topic]; old != nil {
+		n, size = n-1, size-old.size()
+	}
+	if n >= r.maxN || size > r.maxBytes {
+		return false
+	}
+	r.reserved++
+	r.resBytes += k.m.size()
+	return true
+}
+
+// apply makes a change visible; forget gives its reservation back after a failed commit.
+func (r *retainedSet) apply(k *retain) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.release(k)
+	r.set(k.topic, k.m)
+}
+
+func (r *retainedSet) forget(k *retain) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.release(k)
+}
+
+func (r *retainedSet) release(k *retain) {
+	if k.m != nil {
+		r.reserved--
+		r.resBytes -= k.m.size()
+	}
+}
+
+func (r *retainedSet) set(t string, m *message) {
+	if old := r.m[t]; old != nil {
+		r.bytes -= old.size()
+		delete(r.m, t)
+	}
+	if m != nil {
+		r.m[t] = m
+		r.bytes += m.size()
+	}
+}
+
+// match returns the messages whose topic matches filter, in no order.
+func (r *retainedSet) match(filter string) []*message {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []*message
+	if m := r.m[filter]; m != nil {
+		out = append(out, m)
+	}
+	if !hasWildcard(filter) {
+		return out
+	}
+	for t, m := range r.m {
+		if topic.Match(filter, t) {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+func hasWildcard(f string) bool {
+	for i := range len(f) {
+		if f[i] == '+' || f[i] == '#' {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *retainedSet) len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.m)
+}

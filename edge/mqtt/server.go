@@ -1,0 +1,189 @@
+// Package mqtt is an MQTT 3.1, 3.1.1 and 5.0 server whose acknowledgements mean
+// "on disk". It listens, decodes, keeps sessions and delivers to subscribers; what
+// a publish becomes and where it is stored is its Backend's business:
+//
+//	srv, err := mqtt.NewServer(mqtt.Config{Backend: node, State: node})
+//	go srv.Run(ctx)                                  // housekeeping; ends with ctx
+//	err = srv.Serve(listener, mqtt.ListenerOptions{}) // one call per listener
+//
+// One read of a connection becomes one burst, committed once; PUBACK, PUBREC and
+// PUBCOMP are written after the burst's done, in order, in one write. DESIGN.md
+// tells why it is built as it is. All methods of Server may be used concurrently.
+package mqtt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tailrace/edge/mqtt/packet"
+	"tailrace/edge/mqtt/topic"
+)
+
+// ErrServerClosed is what Serve returns after Shutdown.
+var ErrServerClosed = errors.New("mqtt: server closed")
+
+// Server is one MQTT server on any number of listeners.
+type Server struct {
+	cfg      Config
+	log      *slog.Logger
+	stats    counters
+	subs     subIndex
+	retained retainedSet
+	buffers  atomic.Int64  // bytes of read buffers beyond the pooled size
+	quit     chan struct{} // closed by Shutdown
+	wg       sync.WaitGroup
+
+	mu        sync.Mutex
+	closing   bool
+	sessions  map[string]*session
+	conns     map[*conn]struct{}
+	listeners map[net.Listener]struct{}
+	admitted  int // connections accepted and not yet ended, WebSocket upgrades included
+	logins    int // of those, not logged in
+	byAddr    map[netip.Addr]*addrCount
+}
+
+type addrCount struct{ conns, logins int }
+
+// NewServer checks the configuration and reads sessions and retained messages from
+// State. It starts nothing.
+func NewServer(cfg Config) (*Server, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, log: cfg.Logger, quit: make(chan struct{}), sessions: map[string]*session{}, conns: map[*conn]struct{}{},
+		listeners: map[net.Listener]struct{}{}, byAddr: map[netip.Addr]*addrCount{}}
+	s.retained = retainedSet{maxN: cfg.Limits.Retained, maxBytes: cfg.Limits.RetainedBytes, m: map[string]*message{}}
+	s.load()
+	return s, nil
+}
+
+// load rebuilds memory from the state. A record that is not understood is left where
+// it is and reported: the server starts in any case.
+func (s *Server) load() {
+	now := s.cfg.Now()
+	s.cfg.State.Load(KindSession, func(id string, b []byte) bool {
+		ss, err := decodeSession(id, b)
+		if err != nil {
+			s.log.Error("session record not understood, client starts anew", "client", id, "error", err)
+			return true
+		}
+		ss.srv = s
+		if ss.gone.IsZero() || ss.gone.After(now) { // connected when we ended
+			ss.gone = now
+		}
+		s.sessions[id] = ss
+		for f, sub := range ss.subs {
+			if g, plain, ok := topic.Shared(f); ok {
+				s.subs.put(ss, g, plain, sub)
+			}
+		}
+		return true
+	})
+	s.cfg.State.Load(KindRetained, func(t string, b []byte) bool {
+		m, err := decodeMessage(b)
+		if err != nil {
+			s.log.Error("retained message not understood", "topic", t, "error", err)
+			return true
+		}
+		s.retained.set(t, m)
+		return true
+	})
+}
+
+// Run does the housekeeping: wills of before the start, sessions that end. It
+// returns after ctx ends and everything is shut down.
+func (s *Server) Run(ctx context.Context) error {
+	s.restoreWills()
+	t := time.NewTicker(5 * time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			s.sweep()
+		case <-s.quit:
+			return nil
+		case <-ctx.Done():
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			defer cancel()
+			return s.Shutdown(end)
+		}
+	}
+}
+
+// Shutdown stops accepting, ends all connections after what they have in flight is
+// answered, and returns when the last one has gone or ctx ends. Sessions and wills
+// stay for the next start.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	if !s.closing {
+		s.closing = true
+		close(s.quit)
+	}
+	for l := range s.listeners {
+		l.Close()
+	}
+	for _, ss := range s.sessions {
+		if ss.willTimer != nil {
+			ss.willTimer.Stop()
+		}
+	}
+	conns := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.stop(cause{code: packet.ServerShuttingDown})
+	}
+	done := make(chan struct{})
+	go func() { s.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		for _, c := range conns {
+			c.nc.Close()
+		}
+		return fmt.Errorf("mqtt: shut down: %w", context.Cause(ctx))
+	}
+}
+
+// serveConn runs one accepted connection to its end. Admission has been done.
+func (s *Server) serveConn(nc net.Conn, c *conn) {
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		nc.Close()
+		return
+	}
+	s.conns[c] = struct{}{}
+	s.mu.Unlock()
+	c.serve(peerCertificate)
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+}
+
+// recovered is the second line behind decoders that do not panic: a bug ends the
+// connection that met it, not the node.
+func (s *Server) recovered(c *conn) {
+	if r := recover(); r != nil {
+		s.stats.Panics.Add(1)
+		s.log.Error("internal error in a connection, it is closed", "client", c.ID, "remote", c.Remote, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+		c.stop(cause{code: packet.Unspecified})
+		c.nc.Close()
+	}
+}
+
+// aliases is the Topic Alias Maximum we give.
+func (s *Server) aliases() int { return max(0, s.cfg.Limits.TopicAliases) }

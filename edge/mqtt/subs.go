@@ -1,0 +1,303 @@
+package mqtt
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"tailrace/edge/mqtt/packet"
+	"tailrace/edge/mqtt/topic"
+)
+
+// subscription is one filter of one session with its options.
+type subscription struct {
+	qos            byte
+	noLocal        bool
+	retainAsPub    bool
+	retainHandling byte
+	id             uint32 // subscription identifier, 0 = none
+}
+
+// options packs all but the id into the options byte of MQTT 5.0, 3.8.3.1.
+func (s *subscription) options() byte {
+	o := s.qos | s.retainHandling<<4
+	if s.noLocal {
+		o |= 4
+	}
+	if s.retainAsPub {
+		o |= 8
+	}
+	return o
+}
+
+func subscriptionOf(o byte, id uint32) subscription {
+	return subscription{qos: o & 3, noLocal: o&4 != 0, retainAsPub: o&8 != 0, retainHandling: o >> 4 & 3, id: id}
+}
+
+// target is one session that gets a message, with its matching subscriptions merged:
+// one copy at the highest QoS, with all identifiers (MQTT 5.0, 3.3.4-2 and -4).
+type target struct {
+	ss          *session
+	qos         byte
+	noLocal     bool
+	retainAsPub bool
+	ids         []uint32
+}
+
+// group is the members of one shared subscription.
+type group struct {
+	mu      sync.Mutex
+	members []target
+	next    int
+}
+
+// pick returns the next member in turn, one that is connected if there is any.
+func (g *group) pick() (target, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := len(g.members)
+	for i := range n {
+		t := g.members[(g.next+i)%n]
+		if t.ss.online() {
+			g.next = (g.next + i + 1) % n
+			return t, true
+		}
+	}
+	if n == 0 {
+		return target{}, false
+	}
+	g.next = (g.next + 1) % n
+	return g.members[g.next], true
+}
+
+// subIndex finds the subscribers of a topic. Connections cache what match returns
+// per topic until gen moves.
+type subIndex struct {
+	gen   atomic.Uint64
+	count atomic.Int64 // of all subscriptions; 0 lets publishes pass without a look
+
+	mu     sync.RWMutex
+	direct topic.Tree[*session, subscription]
+	shared topic.Tree[string, *group] // key: group name
+}
+
+// put adds or replaces a subscription and reports whether it was new.
+func (x *subIndex) put(ss *session, groupName, filter string, sub subscription) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	defer x.changed()
+	if groupName == "" {
+		return x.direct.Put(filter, ss, sub)
+	}
+	g, ok := x.shared.Get(filter, groupName)
+	if !ok {
+		g = &group{}
+		x.shared.Put(filter, groupName, g)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t := target{ss: ss, qos: sub.qos, retainAsPub: sub.retainAsPub}
+	if sub.id != 0 {
+		t.ids = []uint32{sub.id}
+	}
+	for i := range g.members {
+		if g.members[i].ss == ss {
+			g.members[i] = t
+			return false
+		}
+	}
+	g.members = append(g.members, t)
+	return true
+}
+
+func (x *subIndex) remove(ss *session, groupName, filter string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	defer x.changed()
+	if groupName == "" {
+		x.direct.Delete(filter, ss)
+		return
+	}
+	g, ok := x.shared.Get(filter, groupName)
+	if !ok {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i := range g.members {
+		if g.members[i].ss == ss {
+			g.members = append(g.members[:i:i], g.members[i+1:]...)
+			break
+		}
+	}
+	if len(g.members) == 0 {
+		x.shared.Delete(filter, groupName)
+	}
+}
+
+// changed is called with mu held.
+func (x *subIndex) changed() {
+	x.count.Store(int64(x.direct.Len() + x.shared.Len()))
+	x.gen.Add(1)
+}
+
+func (x *subIndex) match(name string) (direct []target, shared []*group, gen uint64) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	var at map[*session]int
+	x.direct.Match(name, func(ss *session, sub subscription) {
+		i, dup := -1, false
+		if at != nil {
+			i, dup = at[ss], false
+			_, dup = at[ss]
+		} else {
+			for j := range direct {
+				if direct[j].ss == ss {
+					i, dup = j, true
+				}
+			}
+		}
+		if !dup {
+			direct = append(direct, target{ss: ss, qos: sub.qos, noLocal: sub.noLocal, retainAsPub: sub.retainAsPub})
+			i = len(direct) - 1
+			if at != nil {
+				at[ss] = i
+			} else if len(direct) > 16 {
+				at = make(map[*session]int, 64)
+				for j := range direct {
+					at[direct[j].ss] = j
+				}
+			}
+		} else {
+			t := &direct[i]
+			t.qos = max(t.qos, sub.qos)
+			t.noLocal = t.noLocal && sub.noLocal
+			t.retainAsPub = t.retainAsPub || sub.retainAsPub
+		}
+		if sub.id != 0 {
+			direct[i].ids = append(direct[i].ids, sub.id)
+		}
+	})
+	x.shared.Match(name, func(_ string, g *group) { shared = append(shared, g) })
+	return direct, shared, x.gen.Load()
+}
+
+// subscribe answers a SUBSCRIBE. Caller holds c.in.
+func (c *conn) subscribe(head byte, body []byte) error {
+	l := &c.srv.cfg.Limits
+	var s packet.Subscribe
+	if err := packet.ReadSubscribe(head, body, packet.Version(c.Version), &s, 1024); err != nil {
+		return err
+	}
+	codes := make([]packet.Code, len(s.Subs))
+	type sendRetained struct {
+		filter string
+		sub    subscription
+	}
+	var sends []sendRetained
+	ss := c.ss
+	for i, f := range s.Subs {
+		filter := string(f.Filter)
+		name, plain, ok := topic.Shared(filter)
+		sub := subscription{f.QoS, f.NoLocal, f.RetainAsPub, f.RetainHandling, s.SubID}
+		switch {
+		case !ok || !topic.ValidFilter(plain):
+			codes[i] = packet.TopicFilterInvalid
+			continue
+		case name != "" && sub.noLocal: // 3.8.3-4
+			return &packet.Error{Code: packet.ProtocolError, What: "no-local on a shared subscription"}
+		}
+		if err := c.mayRead(plain, f.QoS); err != nil {
+			codes[i] = packet.NotAuthorized
+			if re := asReason(err); re != nil {
+				codes[i] = re.Code
+			}
+			continue
+		}
+		ss.mu.Lock()
+		_, have := ss.subs[filter]
+		room := have || len(ss.subs) < l.Subscriptions
+		if room {
+			if ss.subs == nil {
+				ss.subs = map[string]subscription{}
+			}
+			ss.subs[filter] = sub
+		}
+		ss.mu.Unlock()
+		if !room {
+			codes[i] = packet.QuotaExceeded
+			continue
+		}
+		c.srv.subs.put(ss, name, plain, sub)
+		codes[i] = packet.Code(f.QoS)
+		if name == "" && (f.RetainHandling == 0 || f.RetainHandling == 1 && !have) {
+			sends = append(sends, sendRetained{plain, sub})
+		}
+	}
+	b := c.burst()
+	b.acks = packet.AppendSuback(b.acks, packet.Version(c.Version), s.ID, codes)
+	b.strict = true
+	c.saveSession(b)
+	if len(sends) > 0 {
+		prev := b.after
+		b.after = func() {
+			if prev != nil {
+				prev()
+			}
+			for _, x := range sends {
+				c.srv.sendRetained(ss, x.filter, x.sub)
+			}
+		}
+	}
+	return nil
+}
+
+func (c *conn) mayRead(filter string, qos byte) error {
+	if a, ok := c.srv.cfg.Backend.(SubscribeAuthorizer); ok {
+		return a.AuthorizeSubscribe(&c.Client, filter, qos)
+	}
+	return nil
+}
+
+// unsubscribe answers an UNSUBSCRIBE. Caller holds c.in.
+func (c *conn) unsubscribe(head byte, body []byte) error {
+	var u packet.Unsubscribe
+	if err := packet.ReadUnsubscribe(head, body, packet.Version(c.Version), &u, 1024); err != nil {
+		return err
+	}
+	codes := make([]packet.Code, len(u.Filters))
+	ss := c.ss
+	for i, f := range u.Filters {
+		filter := string(f)
+		ss.mu.Lock()
+		_, have := ss.subs[filter]
+		delete(ss.subs, filter)
+		ss.mu.Unlock()
+		name, plain, ok := topic.Shared(filter)
+		switch {
+		case !ok || !topic.ValidFilter(plain):
+			codes[i] = packet.TopicFilterInvalid
+		case !have:
+			codes[i] = packet.NoSubscriptionExisted
+		default:
+			c.srv.subs.remove(ss, name, plain)
+		}
+	}
+	b := c.burst()
+	b.acks = packet.AppendUnsuback(b.acks, packet.Version(c.Version), u.ID, codes)
+	b.strict = true
+	c.saveSession(b)
+	return nil
+}
+
+func (s *Server) sendRetained(ss *session, filter string, sub subscription) {
+	var ids []uint32
+	if sub.id != 0 {
+		ids = []uint32{sub.id}
+	}
+	now := s.cfg.Now()
+	for _, m := range s.retained.match(filter) {
+		if !m.expired(now) {
+			ss.offer(outMsg{m: m, qos: min(m.qos, sub.qos), retain: true, ids: ids})
+		}
+	}
+}
