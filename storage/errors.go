@@ -28,6 +28,10 @@ var (
 	ErrWrongClass = errors.New("storage: partition belongs to another storage class")
 	// ErrInvalid: a topic name, configuration or record that cannot be stored.
 	ErrInvalid = errors.New("storage: invalid")
+
+	// errVersion: an intact entry of a later format. It is never taken for
+	// damage, so an older program does not cut what a newer one wrote.
+	errVersion = errors.New("storage: format of a later version")
 )
 
 // DiskError is a failed write, fsync or read. After a failed write or fsync

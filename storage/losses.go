@@ -1,0 +1,122 @@
+package storage
+
+import (
+	"context"
+	"encoding/binary"
+	"time"
+)
+
+// lossKey: partition 4, reason 1, from 8. The value: to 8, noticed (ms) 8.
+func lossKey(id PartitionID, reason LossReason, from int64) string {
+	b := binary.BigEndian.AppendUint32(nil, uint32(id))
+	b = append(b, byte(reason))
+	return string(binary.BigEndian.AppendUint64(b, uint64(from)))
+}
+
+func lossValue(to, at int64) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(to)), uint64(at))
+}
+
+// lossRows are the rows of one class, by partition, reason and offset.
+func (s *Store) lossRows(l *classLog) []Loss {
+	var rows []Loss
+	for _, k := range l.state.keys(kindLoss) {
+		v, ok := l.state.get(kindLoss, k)
+		if !ok || len(k) != 13 || len(v) != 16 {
+			continue
+		}
+		row := Loss{
+			Partition: PartitionID(binary.BigEndian.Uint32([]byte(k))), Reason: LossReason(k[4]),
+			From: int64(binary.BigEndian.Uint64([]byte(k[5:]))), To: int64(binary.BigEndian.Uint64(v)),
+			At: time.UnixMilli(int64(binary.BigEndian.Uint64(v[8:]))),
+		}
+		if p, ok := s.PartitionByID(row.Partition); ok {
+			row.Topic, row.Index = p.topic.name, p.index
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// Losses are the rows of the store's loss ledger: ranges that were acknowledged
+// here and cannot be read any more. Neighbouring ranges of one reason are one row.
+func (s *Store) Losses() []Loss {
+	var rows []Loss
+	for _, l := range s.logs {
+		rows = append(rows, s.lossRows(l)...)
+	}
+	return rows
+}
+
+// SettleLoss removes a row once it is known elsewhere (the hub has declared it).
+// A row that has grown since is kept from l.To on.
+func (s *Store) SettleLoss(ctx context.Context, l Loss) error {
+	p, ok := s.PartitionByID(l.Partition)
+	if !ok {
+		return nil
+	}
+	// On the committer's goroutine no row grows meanwhile.
+	return p.log.do(func() error {
+		key := lossKey(l.Partition, l.Reason, l.From)
+		v, ok := p.log.state.get(kindLoss, key)
+		if !ok || len(v) != 16 {
+			return nil
+		}
+		ops := appendOp(nil, kindLoss, opDelete, key, nil)
+		if to := int64(binary.BigEndian.Uint64(v)); to > l.To {
+			ops = appendOp(ops, kindLoss, opSet, lossKey(l.Partition, l.Reason, l.To), lossValue(to, int64(binary.BigEndian.Uint64(v[8:]))))
+		}
+		return p.log.c.commitOps(ops)
+	})
+}
+
+// appendLoss adds the operation that declares [from, to) of p lost, as part of
+// the row that it continues when there is one.
+func (l *classLog) appendLoss(ops []byte, p *Partition, from, to int64, reason LossReason) []byte {
+	at := l.nowMS()
+	l.state.mu.RLock()
+	for k, v := range l.state.kinds[kindLoss] {
+		if len(k) != 13 || len(v.value) != 16 || PartitionID(binary.BigEndian.Uint32([]byte(k))) != p.id || LossReason(k[4]) != reason {
+			continue
+		}
+		f, t := int64(binary.BigEndian.Uint64([]byte(k[5:]))), int64(binary.BigEndian.Uint64(v.value))
+		if f <= from && from <= t {
+			from, to = f, max(t, to)
+			at = int64(binary.BigEndian.Uint64(v.value[8:]))
+			break
+		}
+	}
+	l.state.mu.RUnlock()
+	return appendOp(ops, kindLoss, opSet, lossKey(p.id, reason, from), lossValue(to, at))
+}
+
+// damaged is called by a reader that met an entry which the disk no longer holds
+// as it was written. Reads step over it from now on; the range is declared, a copy
+// of the segment is kept, and its side file removed, so that the next Open repairs
+// the segment.
+func (l *classLog) damaged(p *Partition, seg *segment, r ref, cause error) {
+	p.mu.Lock()
+	if inHole(p.holes, r.base) || r.base < p.start {
+		p.mu.Unlock()
+		return
+	}
+	// A copy: readers may hold the old slice.
+	p.holes = append(append(make([]hole, 0, len(p.holes)+1), p.holes...), hole{r.base, r.next})
+	p.mu.Unlock()
+	l.lg.Error("damaged entry; its records are lost here", "topic", p.topic.name, "partition", p.index,
+		"from", r.base, "to", r.next, "file", seg.path, "position", r.pos, "err", cause)
+	l.stats.damagedRecords(r.next - r.base)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	l.tasks = append(l.tasks, func() {
+		l.quarantine(seg.path, "rot", false)
+		l.s.cfg.FS.Remove(l.sidePath(seg.first))
+		if err := l.c.commitOps(l.appendLoss(nil, p, r.base, r.next, LossDamaged)); err != nil {
+			l.lg.Error("declare damage", "err", err)
+		}
+	})
+	l.wakeup()
+}

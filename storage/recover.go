@@ -1,0 +1,414 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"tailrace/storage/internal/durable"
+)
+
+// recovered is what the log's directory said, after it was put in order.
+type recovered struct {
+	segs    []*segment
+	indexes []*segmentIndex // per segment; the tail's is loaded whole
+	next    map[PartitionID]int64
+	lost    []lostRange
+	commit  uint64 // last one
+	repairs []Repair
+	cut     bool // durable or torn bytes were taken away: the epoch rises
+}
+
+func (r *recovered) report(l *classLog, rep Repair) {
+	rep.Class = l.cfg.Name
+	r.repairs = append(r.repairs, rep)
+	l.lg.Warn("log repaired", "what", rep.What, "file", rep.File, "bytes", rep.Bytes, "entries", rep.Entries, "detail", rep.Detail)
+}
+
+// recover puts the directory in order and reads what is needed of it. After it
+// the library can open the log, every segment is sound, and the last commit is
+// whole. The state of the class is replayed on the way.
+func (l *classLog) recover() (*recovered, error) {
+	fsys := l.s.cfg.FS
+	for _, d := range []string{l.segDir, l.idxDir, l.quarDir} {
+		if err := fsys.MkdirAll(d, dirPerm); err != nil {
+			return nil, &DiskError{"create", d, err}
+		}
+	}
+	if err := fsys.SyncDir(filepath.Dir(l.segDir)); err != nil {
+		return nil, &DiskError{"fsync directory", filepath.Dir(l.segDir), err}
+	}
+	r := &recovered{next: make(map[PartitionID]int64)}
+	if err := l.finishTruncation(func(rep Repair) { r.report(l, rep) }); err != nil {
+		return nil, err
+	}
+	if err := l.listSegments(r); err != nil {
+		return nil, err
+	}
+	if err := l.cutTail(r); err != nil {
+		return nil, err
+	}
+	floor, err := l.keepLastRun(r)
+	if err != nil {
+		return nil, err
+	}
+	for i := range r.segs {
+		if err := l.loadSegment(r, i, floor); err != nil {
+			return nil, err
+		}
+	}
+	l.removeStrayIndexes(r)
+	return r, nil
+}
+
+func (l *classLog) listSegments(r *recovered) error {
+	ents, err := l.s.cfg.FS.ReadDir(l.segDir)
+	if err != nil {
+		return &DiskError{"list", l.segDir, err}
+	}
+	for _, e := range ents {
+		first, ok := segmentFirst(e.Name())
+		if !ok || e.IsDir() {
+			continue
+		}
+		fi, err := e.Info()
+		if err != nil {
+			return &DiskError{"stat", e.Name(), err}
+		}
+		r.segs = append(r.segs, &segment{first: first, last: first - 1, size: fi.Size(), path: filepath.Join(l.segDir, e.Name())})
+	}
+	slices.SortFunc(r.segs, func(a, b *segment) int {
+		if a.first < b.first {
+			return -1
+		}
+		return 1
+	})
+	if len(r.segs) == 0 {
+		r.segs = []*segment{{first: 1, path: filepath.Join(l.segDir, segmentName(1))}}
+		return l.createSegment(r.segs[0])
+	}
+	return nil
+}
+
+// createSegment makes an empty segment file durable, as the library would
+// without the fsyncs.
+func (l *classLog) createSegment(seg *segment) error {
+	if err := durable.WriteFile(l.s.cfg.FS, seg.path, nil, filePerm); err != nil {
+		return &DiskError{"create", seg.path, err}
+	}
+	return nil
+}
+
+func (l *classLog) scan(seg *segment) (*segmentScan, []byte, error) {
+	b, err := durable.ReadFile(l.s.cfg.FS, seg.path, maxSegmentBytes+2*maxEntryBytes)
+	if err != nil {
+		return nil, nil, &DiskError{"read", seg.path, err}
+	}
+	sc, err := scanSegment(b, seg.first)
+	if err != nil {
+		return nil, nil, fmt.Errorf("storage: %s: %w", seg.path, err)
+	}
+	return sc, b, nil
+}
+
+// lastComplete returns the end of the last complete commit in a scan, whether
+// there is one, and whether valid entries follow damage behind it. A commit whose
+// first entries are in the segment before counts as complete by its last.
+func lastComplete(sc *segmentScan) (end int64, next uint64, ok, rot bool) {
+	broken := false
+	for i := range sc.entries {
+		e := &sc.entries[i]
+		if e.damaged {
+			broken = broken || e.lost > 0
+			rot = true
+			continue
+		}
+		if e.env.flags&flagFirst != 0 {
+			broken = false
+		}
+		if e.env.flags&flagLast != 0 && !broken {
+			end, next, ok, rot = e.end, e.env.index+1, true, false
+		}
+	}
+	return end, next, ok, rot
+}
+
+// cutTail cuts the log behind its last complete commit: what a power cut left of
+// the commit that was being written. A commit begins only after the one before it
+// was fsynced, so nothing acknowledged is behind that point unless the disk lied
+// or rotted; then a copy is kept.
+func (l *classLog) cutTail(r *recovered) error {
+	fsys := l.s.cfg.FS
+	k, end, next := len(r.segs)-1, int64(0), uint64(0)
+	rot := false
+	for ; k >= 0; k-- {
+		sc, _, err := l.scan(r.segs[k])
+		if err != nil {
+			return err
+		}
+		e, n, ok, bad := lastComplete(sc)
+		rot = rot || bad
+		if ok {
+			end, next = e, n
+			break
+		}
+	}
+	if k < 0 { // not one complete commit
+		k, end, next = 0, 0, r.segs[0].first
+	}
+	seg := r.segs[k]
+	if after := r.segs[k+1:]; len(after) == 1 && after[0].size == 0 && after[0].first == next && seg.size == end {
+		return nil // the roll was the last that happened
+	}
+	changed := false
+	for _, s := range r.segs[k+1:] {
+		rep := Repair{File: filepath.Base(s.path), What: "tail-cut", Bytes: s.size, Detail: "segment holds no complete commit"}
+		if s.size > 0 {
+			rep.Detail += kept(l.quarantine(s.path, "tail", true))
+			r.cut = true
+		} else if err := fsys.Remove(s.path); err != nil {
+			return &DiskError{"remove", s.path, err}
+		}
+		r.report(l, rep)
+		changed = true
+	}
+	if seg.size > end {
+		rep := Repair{File: filepath.Base(seg.path), What: "tail-cut", Bytes: seg.size - end}
+		if rot {
+			rep.Detail = "valid entries behind damage in the last commit" + kept(l.quarantine(seg.path, "tail", false))
+		}
+		if err := durable.CutFile(fsys, seg.path, end); err != nil {
+			return &DiskError{"cut", seg.path, err}
+		}
+		seg.size = end
+		r.cut, changed = true, true
+		r.report(l, rep)
+	}
+	r.segs = r.segs[:k+1]
+	if changed {
+		return l.syncSegDir()
+	}
+	return nil
+}
+
+func kept(path string) string {
+	if path == "" {
+		return ""
+	}
+	return ", kept as " + path
+}
+
+// keepLastRun drops all but the last consecutive run of segments and returns the
+// state floor. A segment with a fitting side file is believed; others are read.
+func (l *classLog) keepLastRun(r *recovered) (floor uint64, err error) {
+	r.indexes = make([]*segmentIndex, len(r.segs))
+	known := false
+	for i := len(r.segs) - 2; i >= 0; i-- {
+		seg, next := r.segs[i], r.segs[i+1].first
+		x, err := readSide(l.s.cfg.FS, l.sidePath(seg.first), false)
+		if err == nil && x.first == seg.first && x.last+1 == next {
+			if !known {
+				floor, known = x.floor, true
+			}
+			if x.size == seg.size {
+				seg.last, seg.arrival, r.indexes[i] = x.last, x.arrival, x
+				continue
+			}
+			continue // shorter or longer than it was: loadSegment repairs it
+		}
+		sc, _, err := l.scan(seg)
+		if err != nil {
+			return 0, err
+		}
+		if sc.next <= next && (sc.next == next || sc.tornAt < sc.size) {
+			continue
+		}
+		// A hole: a file is missing, or this one is from another time.
+		for _, s := range r.segs[:i+1] {
+			r.report(l, Repair{File: filepath.Base(s.path), What: "quarantined", Bytes: s.size,
+				Detail: fmt.Sprintf("entries %d to %d are missing after it%s", sc.next, next-1, kept(l.quarantine(s.path, "stray", true)))})
+			l.s.cfg.FS.Remove(l.sidePath(s.first))
+		}
+		r.cut = true
+		r.segs, r.indexes = r.segs[i+1:], r.indexes[i+1:]
+		return floor, l.syncSegDir()
+	}
+	return floor, nil
+}
+
+// loadSegment brings the i-th segment into r: by its side file when that is
+// enough, else by reading it, replaying its state and repairing its damage.
+func (l *classLog) loadSegment(r *recovered, i int, floor uint64) error {
+	seg, tail := r.segs[i], i == len(r.segs)-1
+	// The newest segment with entries is read in any case: it has the last
+	// commit's number.
+	newest := i == len(r.segs)-2 && r.segs[i+1].size == 0
+	if x := r.indexes[i]; x != nil && x.last < floor && !newest {
+		l.noteNext(r, x)
+		return nil
+	}
+	sc, data, err := l.scan(seg)
+	if err != nil {
+		return err
+	}
+	want := sc.next
+	if !tail {
+		want = r.segs[i+1].first
+	}
+	if sc.damaged() || sc.tornAt < sc.size || sc.next != want {
+		if sc, data, err = l.repairSegment(r, seg, sc, data, want); err != nil {
+			return err
+		}
+		r.indexes[i] = nil
+	}
+	l.replay(r, seg, sc)
+	if x := r.indexes[i]; x != nil {
+		l.noteNext(r, x)
+		return nil
+	}
+	x := collectIndex(sc, seg.first)
+	seg.last, seg.size, seg.arrival, r.indexes[i] = x.last, x.size, x.arrival, x
+	for j := range x.parts {
+		refs := x.parts[j].refs
+		for k := 1; k < len(refs); k++ {
+			if refs[k].base > refs[k-1].next {
+				r.lost = append(r.lost, lostRange{x.parts[j].id, refs[k-1].next, refs[k].base})
+			}
+		}
+	}
+	l.noteNext(r, x)
+	if !tail {
+		x.floor = min(floor, l.state.floor(x.last+1))
+		if err := writeSide(l.s.cfg.FS, l.sidePath(seg.first), x); err != nil {
+			l.lg.Warn("write side file", "err", err)
+		}
+		for j := range x.parts {
+			x.parts[j].refs = nil
+		}
+	}
+	return nil
+}
+
+func (l *classLog) noteNext(r *recovered, x *segmentIndex) {
+	for j := range x.parts {
+		p := &x.parts[j]
+		r.next[p.id] = max(r.next[p.id], p.next)
+	}
+}
+
+// replay applies the state operations of a segment and notes its damage entries.
+func (l *classLog) replay(r *recovered, seg *segment, sc *segmentScan) {
+	l.state.mu.Lock()
+	defer l.state.mu.Unlock()
+	for i := range sc.entries {
+		env := &sc.entries[i].env
+		r.commit = max(r.commit, env.commit)
+		switch env.kind {
+		case entryState:
+			if err := l.state.applyAll(env.index, env.payload); err != nil {
+				l.lg.Error("state entry does not parse", "file", seg.path, "index", env.index, "err", err)
+			}
+		case entryDamage:
+			_, ranges := parseDamage(env.payload)
+			for _, lr := range ranges {
+				r.next[lr.partition] = max(r.next[lr.partition], lr.to)
+			}
+			r.lost = append(r.lost, ranges...)
+		}
+	}
+}
+
+// repairSegment writes a damaged segment anew: every entry that is gone is
+// replaced by a damage entry, so that the indexes stay consecutive and plain
+// readers go on. A copy of the old file is kept in quarantine. want is the index
+// that must follow the segment.
+func (l *classLog) repairSegment(r *recovered, seg *segment, sc *segmentScan, data []byte, want uint64) (*segmentScan, []byte, error) {
+	aside := l.quarantine(seg.path, "rot", false)
+	next := make(map[PartitionID]int64, len(r.next))
+	for id, n := range r.next {
+		next[id] = n
+	}
+	var out []byte
+	var prev envelope
+	prev.commit, prev.time = r.commit, seg.arrival
+	lost := 0
+	gone := func(from, to int64, index, n uint64) {
+		var ranges []lostRange
+		if lr, ok := salvage(data[from:to], next); ok {
+			ranges = append(ranges, lr)
+			next[lr.partition] = lr.to
+		}
+		for j := range n {
+			e := envelope{kind: entryDamage, flags: flagFirst | flagLast, epoch: prev.epoch, index: index + j, commit: prev.commit, time: prev.time}
+			b := make([]byte, envelopeBytes, envelopeBytes+8+20*len(ranges))
+			if j == 0 {
+				b = damagePayload(b, to-from, ranges)
+			} else {
+				b = damagePayload(b, 0, nil)
+			}
+			sealEnvelope(b, &e, 0)
+			out = appendFramed(out, b)
+		}
+		lost += int(n)
+	}
+	for i := range sc.entries {
+		e := &sc.entries[i]
+		if e.damaged {
+			gone(e.pos, e.end, e.env.index, e.lost)
+			continue
+		}
+		if e.env.kind == entryData {
+			if x, ok := dataRef(&e.env, e.body); ok {
+				next[e.env.partition] = max(next[e.env.partition], x.next)
+			}
+		}
+		prev = e.env
+		out = appendFramed(out, data[e.body:e.end])
+	}
+	if sc.next < want {
+		gone(sc.tornAt, sc.size, sc.next, want-sc.next)
+	} else if sc.next > want {
+		return nil, nil, fmt.Errorf("storage: %s: entries up to %d, the next segment begins at %d", seg.path, sc.next-1, want)
+	}
+	if err := durable.WriteFile(l.s.cfg.FS, seg.path, out, filePerm); err != nil {
+		return nil, nil, &DiskError{"rewrite", seg.path, err}
+	}
+	l.s.cfg.FS.Remove(l.sidePath(seg.first))
+	r.cut = true
+	r.report(l, Repair{File: filepath.Base(seg.path), What: "rot", Bytes: sc.size - int64(len(out)), Entries: lost,
+		Detail: "damage within the log replaced by damage entries" + kept(aside)})
+	seg.size = int64(len(out))
+	fresh, err := scanSegment(out, seg.first)
+	if err == nil && (fresh.damaged() || fresh.next != want || fresh.tornAt != fresh.size) {
+		err = errors.New("internal error: repaired segment does not scan")
+	}
+	return fresh, out, err
+}
+
+// appendFramed appends an entry as the library does.
+func appendFramed(dst, entry []byte) []byte {
+	n := uint64(len(entry))
+	for n >= 0x80 {
+		dst = append(dst, byte(n)|0x80)
+		n >>= 7
+	}
+	return append(append(dst, byte(n)), entry...)
+}
+
+// removeStrayIndexes removes side files of segments that are gone.
+func (l *classLog) removeStrayIndexes(r *recovered) {
+	ents, err := l.s.cfg.FS.ReadDir(l.idxDir)
+	if err != nil {
+		return
+	}
+	sealed := make(map[string]bool, len(r.segs))
+	for _, s := range r.segs[:len(r.segs)-1] {
+		sealed[segmentName(s.first)+".idx"] = true
+	}
+	for _, e := range ents {
+		if !sealed[e.Name()] {
+			l.s.cfg.FS.Remove(filepath.Join(l.idxDir, e.Name()))
+		}
+	}
+}

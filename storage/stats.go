@@ -1,0 +1,72 @@
+package storage
+
+import "time"
+
+// Stats returns counters since Open and levels, per class.
+func (s *Store) Stats() Stats {
+	var out Stats
+	for _, l := range s.logs {
+		l.stats.mu.Lock()
+		c := l.stats.ClassStats
+		l.stats.mu.Unlock()
+		c.Class, c.MaxBytes = l.cfg.Name, l.cfg.MaxBytes
+		l.mu.Lock()
+		c.WaitingBytes = l.waiting
+		l.mu.Unlock()
+		l.segMu.RLock()
+		c.Segments = len(l.segs)
+		l.segMu.RUnlock()
+		c.DiskBytes = l.diskBytes()
+		l.state.mu.RLock()
+		c.StateKeys, c.StateBytes = l.state.count, l.state.bytes
+		l.state.mu.RUnlock()
+		out.Classes = append(out.Classes, c)
+	}
+	return out
+}
+
+func (st *logStats) add(entries []pendingEntry, bytes int64, fsyncs int, took time.Duration, commit uint64, start time.Time) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for i := range entries {
+		if entries[i].p != nil {
+			st.Records += uint64(entries[i].count)
+			st.RecordBytes += uint64(len(entries[i].buf) - envelopeBytes - entries[i].origin)
+		}
+	}
+	st.Commits++
+	st.Fsyncs += uint64(fsyncs)
+	st.WrittenBytes += uint64(bytes)
+	st.CommitNanos += uint64(took)
+	st.LastCommit, st.LastCommitStart = commit, start
+}
+
+func (st *logStats) failed() {
+	st.mu.Lock()
+	st.Failures++
+	st.mu.Unlock()
+}
+
+func (st *logStats) refused() {
+	st.mu.Lock()
+	st.Refused++
+	st.mu.Unlock()
+}
+
+func (st *logStats) evicted(n int64) {
+	st.mu.Lock()
+	st.EvictedRecords += uint64(n)
+	st.mu.Unlock()
+}
+
+func (st *logStats) damagedRecords(n int64) {
+	st.mu.Lock()
+	st.DamagedRecords += uint64(n)
+	st.mu.Unlock()
+}
+
+func (st *logStats) setBroken(err error) {
+	st.mu.Lock()
+	st.Broken = err
+	st.mu.Unlock()
+}

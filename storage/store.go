@@ -1,0 +1,502 @@
+package storage
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"tailrace/storage/internal/durable"
+)
+
+// Store is an open store. See the package comment.
+type Store struct {
+	cfg        Config
+	lock       io.Closer
+	logs       []*classLog // in the order of Config.Classes
+	identity   Identity
+	epoch      atomic.Int32 // identity.Epoch.Number
+	epochs     []Epoch      // all, the oldest first; fixed after Open
+	originTail []byte       // the header "tr" as it ends every record tail, offset zero
+
+	adminMu       sync.Mutex // one change of topics at a time; guards nextPartition
+	nextPartition PartitionID
+
+	topicsMu   sync.RWMutex
+	topics     map[string]*Topic
+	partitions map[PartitionID]*Partition
+
+	subs      subscribers
+	closeOnce sync.Once
+	closing   chan struct{} // closed when Close begins
+	ticker    sync.WaitGroup
+	closeErr  error
+}
+
+// Open opens the store in a directory, or creates one: it repairs what a power
+// cut or rot has left, replays the state, and raises the epoch if anything was
+// cut (Identity tells). When it returns, everything that was acknowledged is
+// there or declared in Losses.
+func Open(cfg Config) (*Store, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	s := &Store{
+		cfg:    cfg,
+		topics: make(map[string]*Topic), partitions: make(map[PartitionID]*Partition),
+		closing: make(chan struct{}),
+	}
+	if err := cfg.FS.MkdirAll(cfg.Dir, dirPerm); err != nil {
+		return nil, &DiskError{"create", cfg.Dir, err}
+	}
+	lock, err := cfg.FS.Lock(filepath.Join(cfg.Dir, "LOCK"))
+	if err != nil {
+		return nil, &DiskError{"lock", cfg.Dir, err}
+	}
+	s.lock = lock
+	if err := s.open(); err != nil {
+		for _, l := range s.logs {
+			l.abandon()
+		}
+		lock.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Store) open() error {
+	if err := s.loadIdentity(); err != nil {
+		return err
+	}
+	if err := s.checkClasses(); err != nil {
+		return err
+	}
+	var recs []*recovered
+	cut := false
+	for _, cc := range s.cfg.Classes {
+		l := newClassLog(s, cc)
+		s.logs = append(s.logs, l)
+		r, err := l.recover()
+		if err != nil {
+			return fmt.Errorf("recover class %q: %w", cc.Name, err)
+		}
+		recs = append(recs, r)
+		s.identity.Recovered = append(s.identity.Recovered, r.repairs...)
+		cut = cut || r.cut
+	}
+	if err := s.cfg.FS.SyncDir(s.cfg.Dir); err != nil {
+		return &DiskError{"fsync directory", s.cfg.Dir, err}
+	}
+	if err := s.loadEpochs(); err != nil {
+		return err
+	}
+	lost := make([][]byte, len(s.logs))
+	for i, l := range s.logs {
+		if err := s.loadTopics(l, recs[i]); err != nil {
+			return err
+		}
+		lost[i] = l.attach(recs[i])
+		l.segs = recs[i].segs
+		tail := l.tailSegment()
+		l.c.commit = recs[i].commit
+		if err := l.openWAL(tail.last+1, tail); err != nil {
+			return err
+		}
+		go l.c.run()
+		l.running = true
+	}
+	if cut || len(s.epochs) == 0 {
+		if err := s.beginEpoch(); err != nil {
+			return err
+		}
+	}
+	for i, ops := range lost {
+		if len(ops) > 0 {
+			if err := s.commitWait(&Append{log: s.logs[i], ops: ops}); err != nil {
+				return fmt.Errorf("declare losses: %w", err)
+			}
+		}
+	}
+	if s.cfg.RetentionInterval > 0 {
+		s.ticker.Go(s.retainLoop)
+	}
+	return nil
+}
+
+func (s *Store) retainLoop() {
+	t := time.NewTicker(s.cfg.RetentionInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			if err := s.Retain(); err != nil && !errors.Is(err, ErrClosed) {
+				s.cfg.Logger.Warn("retention", "err", err)
+			}
+		case <-s.closing:
+			return
+		}
+	}
+}
+
+// Close commits what was submitted, ends the committers and closes the files. It
+// is safe to call it again.
+func (s *Store) Close() error {
+	s.closeOnce.Do(func() {
+		close(s.closing)
+		for _, l := range s.logs {
+			l.mu.Lock()
+			l.closed = true
+			l.room.Broadcast()
+			l.mu.Unlock()
+			l.wakeup()
+		}
+		var errs []error
+		for _, l := range s.logs {
+			<-l.done
+			errs = append(errs, l.c.close())
+			l.files.closeAll()
+		}
+		s.ticker.Wait()
+		errs = append(errs, s.lock.Close())
+		s.closeErr = errors.Join(errs...)
+	})
+	return s.closeErr
+}
+
+// close closes what the committer owned, after it has ended. Everything in it
+// is durable already.
+func (c *committer) close() error {
+	if c.tail != nil {
+		c.tail.Close()
+	}
+	if c.wal == nil {
+		return c.broken
+	}
+	if err := c.wal.Close(); err != nil {
+		return &DiskError{"close", c.l.segDir, err}
+	}
+	return nil
+}
+
+// abandon is Close for a log of a store that did not open.
+func (l *classLog) abandon() {
+	if l.running {
+		l.mu.Lock()
+		l.closed = true
+		l.mu.Unlock()
+		l.wakeup()
+		<-l.done
+	}
+	if l.c.wal != nil {
+		l.c.close()
+	}
+	l.files.closeAll()
+}
+
+// Identity tells which store, epoch and boot this is, and what Open repaired.
+func (s *Store) Identity() Identity {
+	id := s.identity
+	id.Recovered = slices.Clone(id.Recovered)
+	return id
+}
+
+// Epochs are all epochs of the store, the oldest first.
+func (s *Store) Epochs() []Epoch { return slices.Clone(s.epochs) }
+
+// Subscribe sends on ch, without blocking, whenever the high watermark of any
+// partition moves, until cancel is called. Give ch a capacity of 1.
+func (s *Store) Subscribe(ch chan<- struct{}) (cancel func()) { return s.subs.add(ch) }
+
+func (s *Store) notify() { s.subs.notify() }
+
+func (s *Store) epochNumber() int32 { return s.epoch.Load() }
+
+// log finds a class, nil when there is none.
+func (s *Store) log(class string) *classLog {
+	if class == "" {
+		return s.logs[0]
+	}
+	for _, l := range s.logs {
+		if l.cfg.Name == class {
+			return l
+		}
+	}
+	return nil
+}
+
+// partitions are those of one class.
+func (l *classLog) partitions() []*Partition {
+	l.s.topicsMu.RLock()
+	defer l.s.topicsMu.RUnlock()
+	ps := make([]*Partition, 0, len(l.s.partitions))
+	for _, p := range l.s.partitions {
+		if p.log == l {
+			ps = append(ps, p)
+		}
+	}
+	return ps
+}
+
+// commitWait is Commit for the store's own appends, which nothing may interrupt.
+func (s *Store) commitWait(a *Append) error {
+	ch := make(chan error, 1)
+	s.Submit(a, func(_ *Append, err error) { ch <- err })
+	return <-ch
+}
+
+// checkClasses refuses a directory that has a class which is not configured: its
+// records would be out of sight.
+func (s *Store) checkClasses() error {
+	ents, err := s.cfg.FS.ReadDir(s.cfg.Dir)
+	if err != nil {
+		return &DiskError{"list", s.cfg.Dir, err}
+	}
+	for _, e := range ents {
+		if !e.IsDir() || slices.ContainsFunc(s.cfg.Classes, func(c ClassConfig) bool { return c.Name == e.Name() }) {
+			continue
+		}
+		if _, err := s.cfg.FS.Stat(filepath.Join(s.cfg.Dir, e.Name(), "log")); err == nil {
+			return fmt.Errorf("storage: %s holds the storage class %q, which is not configured: add it, or move the directory away", s.cfg.Dir, e.Name())
+		}
+	}
+	return nil
+}
+
+// The identity file: one "key value" a line, then the CRC32C of the lines before.
+func (s *Store) loadIdentity() error {
+	if _, err := io.ReadFull(s.cfg.Rand, s.identity.BootID[:]); err != nil {
+		return fmt.Errorf("storage: random id: %w", err)
+	}
+	path := filepath.Join(s.cfg.Dir, "IDENTITY")
+	b, err := durable.ReadFile(s.cfg.FS, path, 4096)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.createIdentity(path)
+	}
+	if err != nil {
+		return &DiskError{"read", path, err}
+	}
+	node, id, err := parseIdentity(b)
+	if err != nil {
+		return fmt.Errorf("storage: %s: %w: restore it from a backup, or remove it to give the store a new id", path, err)
+	}
+	if s.cfg.NodeID != "" && node != "" && node != s.cfg.NodeID {
+		return fmt.Errorf("storage: %s belongs to %q, this is %q: use another directory, or the other node id", s.cfg.Dir, node, s.cfg.NodeID)
+	}
+	s.identity.NodeID, s.identity.StoreID = node, id
+	if node == "" && s.cfg.NodeID != "" {
+		s.identity.NodeID = s.cfg.NodeID
+		return s.writeIdentity(path)
+	}
+	return nil
+}
+
+func (s *Store) createIdentity(path string) error {
+	s.identity.NodeID = s.cfg.NodeID
+	if _, err := io.ReadFull(s.cfg.Rand, s.identity.StoreID[:]); err != nil {
+		return fmt.Errorf("storage: random id: %w", err)
+	}
+	return s.writeIdentity(path)
+}
+
+func (s *Store) writeIdentity(path string) error {
+	text := fmt.Sprintf("tailrace-store %d\nnode %s\nstore %s\n", formatVersion, s.identity.NodeID, hexID(s.identity.StoreID))
+	text += fmt.Sprintf("crc32c %08x\n", checksumString(text))
+	if err := durable.WriteFile(s.cfg.FS, path, []byte(text), filePerm); err != nil {
+		return &DiskError{"write", path, err}
+	}
+	return nil
+}
+
+func parseIdentity(b []byte) (node string, id [16]byte, err error) {
+	body, sum, ok := strings.Cut(string(b), "crc32c ")
+	if !ok || strings.TrimSpace(sum) != fmt.Sprintf("%08x", checksumString(body)) {
+		return "", id, errors.New("identity file is damaged")
+	}
+	lines := strings.Split(body, "\n")
+	if len(lines) < 3 || lines[0] != fmt.Sprintf("tailrace-store %d", formatVersion) {
+		return "", id, fmt.Errorf("%w: %q: use a newer program", errVersion, lines[0])
+	}
+	node, ok1 := strings.CutPrefix(lines[1], "node ")
+	hexed, ok2 := strings.CutPrefix(lines[2], "store ")
+	raw, err := hex.DecodeString(hexed)
+	if !ok1 || !ok2 || err != nil || len(raw) != 16 {
+		return "", id, errors.New("identity file does not parse")
+	}
+	copy(id[:], raw)
+	return node, id, nil
+}
+
+// epochState is the value of an epoch's state entry, CBOR with integer keys.
+type epochState struct {
+	Number int32                 `cbor:"1,keyasint"`
+	ID     [16]byte              `cbor:"2,keyasint"`
+	Parent [16]byte              `cbor:"3,keyasint"`
+	ForkAt map[PartitionID]int64 `cbor:"4,keyasint"`
+	At     int64                 `cbor:"5,keyasint"`
+}
+
+func (s *Store) loadEpochs() error {
+	l := s.logs[0]
+	for _, k := range l.state.keys(kindEpoch) {
+		v, _ := l.state.get(kindEpoch, k)
+		var e epochState
+		if err := cbor.Unmarshal(v, &e); err != nil {
+			return fmt.Errorf("storage: epoch entry does not parse: %w", err)
+		}
+		s.epochs = append(s.epochs, Epoch{e.Number, e.ID, e.Parent, e.ForkAt, time.UnixMilli(e.At)})
+	}
+	if n := len(s.epochs); n > 0 {
+		s.setEpoch(s.epochs[n-1])
+	}
+	return nil
+}
+
+func (s *Store) setEpoch(e Epoch) {
+	s.identity.Epoch = e
+	s.epoch.Store(e.Number)
+	v := append([]byte(s.identity.NodeID), e.ID[:8]...)
+	v = append(v, make([]byte, 8)...)
+	t := binary.AppendVarint(nil, int64(len(OriginHeader)))
+	t = append(t, OriginHeader...)
+	s.originTail = appendField(t, v)
+}
+
+// beginEpoch starts a new life of the log: what comes from now on must not be
+// taken for what was cut.
+func (s *Store) beginEpoch() error {
+	e := Epoch{Number: 1, ForkAt: make(map[PartitionID]int64), At: s.cfg.Now()}
+	if n := len(s.epochs); n > 0 {
+		e.Number, e.Parent = s.epochs[n-1].Number+1, s.epochs[n-1].ID
+	}
+	if _, err := io.ReadFull(s.cfg.Rand, e.ID[:]); err != nil {
+		return fmt.Errorf("storage: random id: %w", err)
+	}
+	for id, p := range s.partitions {
+		if n := p.next.Load(); n > 0 {
+			e.ForkAt[id] = n
+		}
+	}
+	a := &Append{log: s.logs[0]}
+	key := string(binary.BigEndian.AppendUint32(nil, uint32(e.Number)))
+	a.op(kindEpoch, opSet, key, mustCBOR(epochState{e.Number, e.ID, e.Parent, e.ForkAt, e.At.UnixMilli()}))
+	if err := s.commitWait(a); err != nil {
+		return fmt.Errorf("begin epoch %d: %w", e.Number, err)
+	}
+	s.epochs = append(s.epochs, e)
+	s.setEpoch(e)
+	return nil
+}
+
+// loadTopics makes the topics that the replayed state of a class tells.
+func (s *Store) loadTopics(l *classLog, r *recovered) error {
+	s.nextPartition = max(s.nextPartition, 1)
+	if v, ok := l.state.get(kindNext, nextKey); ok && len(v) == 4 {
+		s.nextPartition = max(s.nextPartition, PartitionID(binary.BigEndian.Uint32(v)))
+	}
+	for _, name := range l.state.keys(kindTopic) {
+		v, _ := l.state.get(kindTopic, name)
+		var st topicState
+		if err := cbor.Unmarshal(v, &st); err != nil {
+			return fmt.Errorf("storage: topic %q does not parse: %w", name, err)
+		}
+		if s.topics[name] != nil {
+			return fmt.Errorf("storage: topic %q is in two classes", name)
+		}
+		t := &Topic{s: s, name: name, id: st.ID, cfg: st.Config}
+		t.cfg.Partitions, t.cfg.Class = len(st.Partitions), l.cfg.Name
+		for i, id := range st.Partitions {
+			p := s.newPartition(t, i, id, l)
+			t.parts = append(t.parts, p)
+			s.partitions[id] = p
+			s.nextPartition = max(s.nextPartition, id+1)
+		}
+		s.topics[name] = t
+	}
+	// Ids of deleted topics whose entries are still in the log.
+	for id := range r.next {
+		s.nextPartition = max(s.nextPartition, id+1)
+	}
+	return nil
+}
+
+// attach gives the partitions of a class what recovery found in its segments, and
+// returns the operations that declare the ranges which are missing.
+func (l *classLog) attach(r *recovered) (lostOps []byte) {
+	parts := make(map[PartitionID]*Partition)
+	lost := r.lost
+	for _, p := range l.partitions() {
+		parts[p.id] = p
+		if v, ok := l.state.get(kindStart, string(p.startKey())); ok && len(v) == 8 {
+			p.start = int64(binary.BigEndian.Uint64(v))
+		}
+	}
+	end := make(map[PartitionID]int64) // where the next batch should begin
+	for i, x := range r.indexes {
+		for j := range x.parts {
+			part := &x.parts[j]
+			p := parts[part.id]
+			if p == nil {
+				continue // deleted
+			}
+			want, seen := end[p.id]
+			if !seen {
+				want = p.start
+			}
+			if part.base > want {
+				lost = append(lost, lostRange{p.id, want, part.base})
+			}
+			end[p.id] = part.next
+			if i == len(r.indexes)-1 {
+				p.tailSeg, p.tail = r.segs[i], part.refs
+				l.c.tailParts = append(l.c.tailParts, p)
+			} else {
+				p.addSpan(r.segs[i], part)
+			}
+			p.bytes += part.bytes
+		}
+	}
+	newest := l.s.identity.Epoch
+	for _, p := range parts {
+		next := max(p.start, r.next[p.id], newest.ForkAt[p.id])
+		if from := max(p.start, end[p.id]); from < next && newest.ForkAt[p.id] > from {
+			lost = append(lost, lostRange{p.id, from, next})
+		}
+		p.next.Store(next)
+		p.hw.Store(next)
+		start := p.start
+		p.start = -1
+		p.applyStart(start) // forgets what is below
+	}
+	return l.declare(lost, parts)
+}
+
+// declare returns the operations for ranges that no row of the ledger has yet.
+func (l *classLog) declare(lost []lostRange, parts map[PartitionID]*Partition) (ops []byte) {
+	rows := l.s.lossRows(l)
+	for _, lr := range lost {
+		p := parts[lr.partition]
+		if p == nil {
+			continue
+		}
+		from := max(lr.from, p.start)
+		known := slices.ContainsFunc(rows, func(row Loss) bool {
+			return row.Partition == lr.partition && row.From <= from && row.To >= lr.to
+		})
+		if from < lr.to && !known {
+			ops = appendOp(ops, kindLoss, opSet, lossKey(p.id, LossDamaged, from), lossValue(lr.to, l.nowMS()))
+			l.stats.damagedRecords(lr.to - from)
+		}
+	}
+	return ops
+}
