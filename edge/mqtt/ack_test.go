@@ -22,7 +22,7 @@ func TestAckWaitsForDone(t *testing.T) {
 	eachVersion(t, func(t *testing.T, v byte) {
 		b := newBackend()
 		w := newWorld(t, b, nil)
-		d, _ := w.login(v, opts{id: "a"})
+		d, _ := w.login(v, opts{id: "a", persistent: true})
 		b.hold(true)
 		d.send(publish(v, 1, 1, "t", "one"), publish(v, 2, 2, "t", "two"), publish(v, 0, 0, "t", "zero"))
 		b.waiting(1)

@@ -152,7 +152,7 @@ func (c *conn) failBurst(b *burst) {
 	if c.Version != byte(packet.V5) || b.strict {
 		if len(b.acks) > 0 {
 			c.mute = true
-			c.stop(cause{code: code, hold: c.Version != byte(packet.V5), err: b.err})
+			c.stopLocked(cause{code: code, hold: c.Version != byte(packet.V5), err: b.err})
 		}
 		return
 	}
