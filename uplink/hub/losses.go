@@ -204,3 +204,14 @@ func (e *Embedded) LossTotals() map[LossKey]LossTotal {
 	}
 	return out
 }
+
+func sortedLossKeys(m map[LossKey]LossTotal) []LossTotalInfo {
+	out := make([]LossTotalInfo, 0, len(m))
+	for k, v := range m {
+		out = append(out, LossTotalInfo{k.Node, k.Topic, k.Reason, v.Ranges, v.Records})
+	}
+	slices.SortFunc(out, func(a, b LossTotalInfo) int {
+		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Reason, b.Reason))
+	})
+	return out
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"tailrace/storage"
 	"tailrace/storage/record"
@@ -20,7 +21,8 @@ type stream struct {
 	e      *Embedded
 	key    streamKey
 	assign *assignment
-	base   int64 // the first offset of the epoch in this partition
+	base   int64       // the first offset of the epoch in this partition
+	holes  atomic.Bool // on-demand topics: ranges come as they are asked for
 
 	mu   sync.Mutex
 	room *sync.Cond // on mu: the queue was taken, or nothing is in flight any more
@@ -139,7 +141,7 @@ func (st *stream) enqueue(list []record.Batch, w waiter) error {
 		missing := pend.Missing(from, to)
 		dup += to - from - missing.Count()
 		for _, r := range missing {
-			if !pend.Covers(st.base, r.From) {
+			if !st.holes.Load() && !pend.Covers(st.base, r.From) {
 				expected := pend.Missing(st.base, r.From)[0].From
 				st.mu.Unlock()
 				return &OrderError{st.key.origin(), expected, r.From}

@@ -22,6 +22,11 @@ type TopicRule struct {
 	RetentionByRecords bool          // retention counts from the records' own time instead of their arrival
 }
 
+func (r TopicRule) config() storage.TopicConfig {
+	return storage.TopicConfig{Partitions: r.Partitions, Class: r.Class, RetentionAge: r.Retention, RetentionBytes: r.RetentionBytes,
+		RetentionByArrival: !r.RetentionByRecords}
+}
+
 // lossTopic is the loss ledger: a topic of JSON rows, one for each range of
 // records that will never come. A row must be durable in one step with the
 // progress of its origin, and a step is within one storage class, so a class
@@ -67,10 +72,7 @@ func (e *Embedded) EnsureTopic(name string) (*storage.Topic, error) {
 	if !ok {
 		return nil, &TopicError{name, "no rule under topics: in the hub's configuration allows it"}
 	}
-	t, err := e.store.CreateTopic(name, storage.TopicConfig{
-		Partitions: r.Partitions, Class: r.Class, RetentionAge: r.Retention, RetentionBytes: r.RetentionBytes,
-		RetentionByArrival: !r.RetentionByRecords,
-	})
+	t, err := e.store.CreateTopic(name, r.config())
 	if errors.Is(err, storage.ErrExists) {
 		if t, ok := e.store.Topic(name); ok {
 			return t, nil

@@ -1,0 +1,188 @@
+package hub
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"tailrace/devices"
+	"tailrace/storage"
+	"tailrace/storage/record"
+	"tailrace/storage/storehttp"
+)
+
+// deviceTracker keeps the account of devices at the centre: node and record
+// key, first and last seen, counts and rate. It reads what was stored, behind
+// the ingest and never in its way; what it has not read yet after a restart is
+// not counted. It describes, nothing depends on it.
+type deviceTracker struct {
+	h   *Hub
+	reg *devices.Registry
+
+	// Owned by run.
+	own  map[string]*devices.Device    // by node/key: saves the registry's lock per record
+	next map[storage.PartitionID]int64 // offset to read next
+}
+
+const (
+	devicePrefix  = "device/" // followed by node/key in the key of a KindRegistry entry
+	maxDevices    = 100_000
+	maxDeviceName = 256 // bytes of node/key; longer keys are no device names
+	deviceTick    = 10 * time.Second
+)
+
+func newDeviceTracker(h *Hub) (*deviceTracker, error) {
+	d := &deviceTracker{h: h, reg: devices.NewRegistry(devices.RegistryConfig{MaxDevices: maxDevices}),
+		own: map[string]*devices.Device{}, next: map[storage.PartitionID]int64{}}
+	forgotten, err := d.reg.Load(func(yield func(string, []byte) bool) {
+		h.store.RangeState(storage.KindRegistry, func(key string, value []byte) bool {
+			if id, ok := cutPrefix(key, devicePrefix); ok {
+				return yield(id, value)
+			}
+			return true
+		})
+	})
+	if err != nil {
+		h.log.Warn("device account not readable, begun anew for some", "error", err, "entries", len(forgotten))
+	}
+	for _, t := range h.store.Topics() {
+		for _, p := range t.Partitions() {
+			d.next[p.ID()] = p.HighWatermark()
+		}
+	}
+	return d, nil
+}
+
+// run follows the store until ctx ends.
+func (d *deviceTracker) run(ctx context.Context) {
+	moved := make(chan struct{}, 1) // 1: a signal says "look again"
+	defer d.h.store.Subscribe(moved)()
+	tick := time.NewTicker(deviceTick)
+	defer tick.Stop()
+	// Half a second between two looks: the account may be late, and reading
+	// many small batches one by one would cost more than it is worth.
+	pause := time.NewTicker(500 * time.Millisecond)
+	defer pause.Stop()
+	var buf []byte
+	var dec record.Decompressor
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			d.reg.Tick(d.h.cfg.Now())
+			d.save(false)
+			continue
+		case <-moved:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-pause.C:
+		}
+		for _, t := range d.h.store.Topics() {
+			if storehttp.Internal(t.Name()) {
+				continue
+			}
+			for _, p := range t.Partitions() {
+				buf = d.follow(ctx, p, buf, &dec)
+			}
+		}
+	}
+}
+
+func (d *deviceTracker) follow(ctx context.Context, p *storage.Partition, buf []byte, dec *record.Decompressor) []byte {
+	off := max(d.next[p.ID()], p.Start())
+	for off < p.HighWatermark() && ctx.Err() == nil {
+		out, next, err := p.Read(buf[:0], off, 1<<20)
+		if err != nil || next <= off {
+			if err != nil {
+				d.h.log.Debug("device account skips records", "topic", p.Topic().Name(), "partition", p.Index(), "offset", off, "error", err)
+			}
+			off = p.HighWatermark()
+			break
+		}
+		buf, off = out, next
+		for rest := out; len(rest) > 0; {
+			var b record.Batch
+			if b, rest, err = record.Next(rest); err != nil {
+				break
+			}
+			d.count(p, b, dec)
+		}
+	}
+	d.next[p.ID()] = off
+	return buf
+}
+
+func (d *deviceTracker) count(p *storage.Partition, b record.Batch, dec *record.Decompressor) {
+	o, ok := p.Origin(b.BaseOffset())
+	if !ok { // produced at the hub, by no device
+		return
+	}
+	arrival := d.h.cfg.Now()
+	var name []byte
+	it := b.Iter(dec)
+	for it.Next() {
+		r := it.Record()
+		if len(r.Key) == 0 || len(o.Node)+1+len(r.Key) > maxDeviceName {
+			continue
+		}
+		name = append(append(append(name[:0], o.Node...), '/'), r.Key...)
+		dev := d.own[string(name)]
+		if dev == nil || !dev.Seen(arrival.UnixMilli(), len(r.Value)) {
+			if len(d.own) >= maxDevices {
+				clear(d.own)
+			}
+			dev = d.reg.Device(strings.ToValidUTF8(string(name), "\ufffd"), arrival)
+			d.own[string(name)] = dev
+			dev.Seen(arrival.UnixMilli(), len(r.Value))
+		}
+	}
+}
+
+// save writes what changed; all = everything that did.
+func (d *deviceTracker) save(all bool) {
+	a := d.h.store.NewAppend("")
+	n := 0
+	d.reg.Save(d.h.cfg.Now(), all, func(id string, value []byte) {
+		a.Set(storage.KindRegistry, devicePrefix+id, value)
+		n++
+	})
+	if n == 0 {
+		return
+	}
+	d.h.store.Submit(a, func(_ *storage.Append, err error) {
+		if err != nil {
+			d.h.log.Warn("device account not saved", "error", err)
+		}
+	})
+}
+
+// DeviceInfo is a device as GET /api/v1/devices shows it.
+type DeviceInfo struct {
+	Device    string  `json:"device"`
+	Node      string  `json:"node"`
+	FirstSeen string  `json:"first_seen"`
+	LastSeen  string  `json:"last_seen"` // arrival at the hub
+	Silent    float64 `json:"silent_seconds"`
+	Records   uint64  `json:"records"`
+	Bytes     uint64  `json:"bytes"`
+	Rate      float64 `json:"rate_per_s"`
+}
+
+// Devices lists devices by node and name, from after the one named.
+func (h *Hub) Devices(after string, limit int) (list []DeviceInfo, next string) {
+	now := h.cfg.Now()
+	list = []DeviceInfo{}
+	for _, d := range h.devices.reg.List(after, limit) {
+		node, name, _ := strings.Cut(d.Device, "/")
+		list = append(list, DeviceInfo{Device: name, Node: node, FirstSeen: stamp(d.FirstSeen.UnixMilli()), LastSeen: stamp(d.LastSeen.UnixMilli()),
+			Silent: max(0, now.Sub(d.LastSeen).Seconds()), Records: d.Records, Bytes: d.Bytes, Rate: d.Rate})
+		next = d.Device
+	}
+	if len(list) < limit {
+		next = ""
+	}
+	return list, next
+}

@@ -1,0 +1,360 @@
+package hub
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"tailrace/storage"
+	"tailrace/uplink/link"
+	"tailrace/uplink/wire"
+)
+
+// nodeTable is what the hub knows of its nodes beside their records: who is
+// connected, what each has, when it was heard. The durable part is one small
+// entry per node, written when a session begins or ends and at most every
+// saveInterval while it lasts; it describes a node to people and is never used
+// to decide what has arrived.
+type nodeTable struct {
+	mu    sync.Mutex // guards the map and every node in it
+	nodes map[string]*node
+}
+
+type node struct {
+	saved     savedNode
+	sessions  int       // sessions between Connected and Disconnected
+	endedAt   time.Time // of the last session
+	info      link.SessionInfo
+	boot      wire.ID
+	sequence  uint64
+	displaced []wire.ID // boots that a later one took over from, newest last; at most maxDisplaced
+	status    wire.Status
+	statusAt  time.Time
+	forks     []string // partitions whose log is not the one stored here
+	savedAt   time.Time
+}
+
+const (
+	maxDisplaced = 16
+	maxForks     = 64
+	saveInterval = time.Minute
+	nodePrefix   = "node/" // followed by the node id in the key of a KindRegistry entry
+)
+
+// savedNode is the value of a KindRegistry entry "node/<id>". On disk for good:
+// fields are added, never renumbered.
+type savedNode struct {
+	FirstSeen  int64            `cbor:"1,keyasint"` // ms since 1970
+	LastSeen   int64            `cbor:"2,keyasint"`
+	Software   string           `cbor:"3,keyasint,omitempty"`
+	Remote     string           `cbor:"4,keyasint,omitempty"`
+	Fenced     string           `cbor:"5,keyasint,omitempty"` // why; empty = it is not
+	FencedAt   int64            `cbor:"6,keyasint,omitempty"`
+	AcceptNext bool             `cbor:"7,keyasint,omitempty"`
+	Partitions []savedPartition `cbor:"8,keyasint,omitempty"`
+}
+
+// savedPartition is what a node said it has.
+type savedPartition struct {
+	Topic     string `cbor:"1,keyasint"`
+	Partition int    `cbor:"2,keyasint"`
+	Start     int64  `cbor:"3,keyasint"`
+	Next      int64  `cbor:"4,keyasint"`
+	MaxTime   int64  `cbor:"5,keyasint,omitempty"`
+	Bytes     int64  `cbor:"6,keyasint,omitempty"`
+	Oldest    int64  `cbor:"7,keyasint,omitempty"` // ms since 1970 of the oldest record the hub lacks
+}
+
+func (n *node) partition(topic string, partition int) *savedPartition {
+	for i := range n.saved.Partitions {
+		if p := &n.saved.Partitions[i]; p.Topic == topic && p.Partition == partition {
+			return p
+		}
+	}
+	if len(n.saved.Partitions) >= wire.MaxPartitions {
+		return nil
+	}
+	n.saved.Partitions = append(n.saved.Partitions, savedPartition{Topic: topic, Partition: partition})
+	return &n.saved.Partitions[len(n.saved.Partitions)-1]
+}
+
+// get finds or makes a node. Called with mu held.
+func (t *nodeTable) get(id string, now time.Time) *node {
+	n := t.nodes[id]
+	if n == nil {
+		n = &node{saved: savedNode{FirstSeen: now.UnixMilli()}}
+		t.nodes[id] = n
+	}
+	return n
+}
+
+func (h *Hub) loadNodes() error {
+	var err error
+	h.store.RangeState(storage.KindRegistry, func(key string, value []byte) bool {
+		id, ok := cutPrefix(key, nodePrefix)
+		if !ok {
+			return true
+		}
+		n := &node{}
+		if e := decodeMode.Unmarshal(value, &n.saved); e != nil {
+			err = fmt.Errorf("registry entry %q: %w", key, e)
+			return false
+		}
+		h.nodes.nodes[id] = n
+		return true
+	})
+	return err
+}
+
+// saveNode stores what describes a node. wait = until it is durable.
+func (h *Hub) saveNode(ctx context.Context, id string, wait bool) error {
+	h.nodes.mu.Lock()
+	n := h.nodes.nodes[id]
+	if n == nil {
+		h.nodes.mu.Unlock()
+		return nil
+	}
+	n.savedAt = h.cfg.Now()
+	value := encode(n.saved)
+	h.nodes.mu.Unlock()
+	a := h.store.NewAppend("")
+	a.Set(storage.KindRegistry, nodePrefix+id, value)
+	if wait {
+		return h.store.Commit(ctx, a)
+	}
+	h.store.Submit(a, func(_ *storage.Append, err error) {
+		if err != nil {
+			h.log.Warn("node description not saved", "node", id, "error", err)
+		}
+	})
+	return nil
+}
+
+// takeInventory notes what a node said it has. Called with mu held.
+func (n *node) takeInventory(inv wire.Inventory) {
+	list := make([]savedPartition, 0, len(inv.Partitions))
+	for _, p := range inv.Partitions {
+		list = append(list, savedPartition{Topic: p.Topic, Partition: p.Partition, Start: p.Start, Next: p.Next, MaxTime: p.MaxTime, Bytes: p.Bytes})
+	}
+	n.saved.Partitions = list
+}
+
+// takeStatus notes a report. Called with mu held.
+func (n *node) takeStatus(st wire.Status, now time.Time) {
+	n.status, n.statusAt = st, now
+	for _, b := range st.Backlog {
+		if p := n.partition(b.Topic, b.Partition); p != nil {
+			p.Next = max(p.Next, b.Next)
+			p.Oldest = b.OldestMS
+			p.Bytes = b.Bytes
+		}
+	}
+}
+
+// NodeInfo is a node as GET /api/v1/nodes shows it.
+type NodeInfo struct {
+	Node        string          `json:"node"`
+	State       string          `json:"state"` // "connected", "dark" (not connected), "fenced"
+	Dark        bool            `json:"dark"`
+	Fenced      string          `json:"fenced,omitempty"` // why nothing is taken from it, and what to do
+	FirstSeen   string          `json:"first_seen"`
+	LastSeen    string          `json:"last_seen"`
+	LastSeenAgo float64         `json:"last_seen_seconds"` // seconds ago
+	Remote      string          `json:"remote,omitempty"`
+	Software    string          `json:"software,omitempty"`
+	Since       string          `json:"connected_since,omitempty"`
+	StoreID     string          `json:"store_id"`
+	Epoch       string          `json:"epoch,omitempty"` // the node's current one
+	Epochs      int             `json:"epochs"`
+	Boot        string          `json:"boot,omitempty"`
+	RTTSeconds  float64         `json:"rtt_seconds,omitempty"`
+	ClockOffset float64         `json:"clock_offset_seconds,omitempty"` // node's clock minus the hub's
+	LagRecords  int64           `json:"lag_records"`
+	LagBytes    int64           `json:"lag_bytes"`   // as the node last reported
+	LagSeconds  float64         `json:"lag_seconds"` // age of the oldest record that is not here, 0 = none
+	Lost        int64           `json:"lost_records"`
+	Stored      int64           `json:"stored_records"`
+	RecordsIn   int64           `json:"session_records"`
+	BytesIn     int64           `json:"session_bytes"`
+	WireBytes   int64           `json:"session_wire_bytes"`
+	Status      *NodeStatusInfo `json:"status,omitempty"` // last report
+	Forks       []string        `json:"forks,omitempty"`  // partitions that are not asked for: their log is not the one stored here
+	Topics      []NodeTopicInfo `json:"topics"`
+}
+
+// NodeStatusInfo is the last report of a node.
+type NodeStatusInfo struct {
+	At           string   `json:"at"`
+	UptimeSec    int64    `json:"uptime_seconds"`
+	DiskBytes    int64    `json:"disk_bytes"`
+	DiskBudget   int64    `json:"disk_budget_bytes"`
+	DiskFree     int64    `json:"disk_free_bytes"`
+	WrittenBytes int64    `json:"written_bytes"`
+	Fsyncs       int64    `json:"fsyncs"`
+	Devices      int64    `json:"devices"`
+	Records      int64    `json:"records"`
+	Refused      int64    `json:"refused"`
+	Dropped      int64    `json:"dropped"`
+	ClockTrusted bool     `json:"clock_trusted"`
+	Notes        []string `json:"notes,omitempty"`
+}
+
+// NodeTopicInfo is the state of one topic partition of a node.
+type NodeTopicInfo struct {
+	Topic            string  `json:"topic"`
+	Partition        int     `json:"partition"`
+	CentralTopic     string  `json:"central_topic"`
+	CentralPartition int     `json:"central_partition"`
+	Next             int64   `json:"next"`                    // one past the node's last durable offset, as last heard
+	CompleteTo       int64   `json:"complete_to"`             // every offset below is stored or declared lost
+	CompleteTime     string  `json:"complete_time,omitempty"` // largest record time stored
+	LagRecords       int64   `json:"lag_records"`
+	LagBytes         int64   `json:"lag_bytes"`
+	LagSeconds       float64 `json:"lag_seconds"`
+	Stored           int64   `json:"stored_records"`
+	Lost             int64   `json:"lost_records"`
+}
+
+// Nodes describes every node ever seen, by name.
+func (h *Hub) Nodes() []NodeInfo {
+	live := map[string]link.NodeState{}
+	if h.links != nil {
+		for _, s := range h.links.Nodes() {
+			live[s.Node] = s
+		}
+	}
+	lost := map[string]int64{}
+	for k, v := range h.central.LossTotals() {
+		lost[k.Node] += v.Records
+	}
+	now := h.cfg.Now()
+	h.nodes.mu.Lock()
+	defer h.nodes.mu.Unlock()
+	out := make([]NodeInfo, 0, len(h.nodes.nodes))
+	for id, n := range h.nodes.nodes {
+		info := h.describe(id, n, now)
+		info.Lost = lost[id]
+		if s, ok := live[id]; ok && n.sessions > 0 {
+			info.RTTSeconds, info.ClockOffset = s.RTT.Seconds(), s.ClockOffset.Seconds()
+			info.RecordsIn, info.BytesIn, info.WireBytes = s.Records, s.BytesReceived, s.WireBytes
+			if !s.LastHeard.IsZero() && s.LastHeard.UnixMilli() > n.saved.LastSeen {
+				info.LastSeen, info.LastSeenAgo = stamp(s.LastHeard.UnixMilli()), max(0, now.Sub(s.LastHeard).Seconds())
+			}
+		}
+		out = append(out, info)
+	}
+	slices.SortFunc(out, func(a, b NodeInfo) int { return cmp.Compare(a.Node, b.Node) })
+	return out
+}
+
+// describe is called with the table's mu held.
+func (h *Hub) describe(id string, n *node, now time.Time) NodeInfo {
+	storeID, _ := h.central.Identity()
+	info := NodeInfo{
+		Node: id, State: "dark", Dark: true, Fenced: n.saved.Fenced,
+		FirstSeen: stamp(n.saved.FirstSeen), LastSeen: stamp(n.saved.LastSeen),
+		LastSeenAgo: max(0, float64(now.UnixMilli()-n.saved.LastSeen)/1000),
+		Remote:      n.saved.Remote, Software: n.saved.Software, StoreID: storeID.String(),
+		Forks: slices.Clone(n.forks), Topics: []NodeTopicInfo{},
+	}
+	if n.sessions > 0 {
+		info.State, info.Dark, info.Since, info.Boot = "connected", false, stamp(n.info.Since.UnixMilli()), n.boot.String()
+	}
+	if n.saved.Fenced != "" {
+		info.State = "fenced"
+	}
+	epochs := h.central.Epochs(id)
+	info.Epochs = len(epochs)
+	if len(epochs) > 0 {
+		info.Epoch = epochs[len(epochs)-1].ID.String()
+	}
+	if !n.statusAt.IsZero() {
+		s := n.status
+		info.Status = &NodeStatusInfo{At: stamp(n.statusAt.UnixMilli()), UptimeSec: s.UptimeSec, DiskBytes: s.DiskBytes, DiskBudget: s.DiskBudget,
+			DiskFree: s.DiskFree, WrittenBytes: s.WrittenBytes, Fsyncs: s.Fsyncs, Devices: s.Devices, Records: s.Records, Refused: s.Refused,
+			Dropped: s.Dropped, ClockTrusted: s.Clock.Trusted, Notes: slices.Clone(s.Notes)}
+	}
+	info.Topics = h.topicInfos(id, n, epochs, now)
+	for _, t := range info.Topics {
+		info.LagRecords += t.LagRecords
+		info.LagBytes += t.LagBytes
+		info.LagSeconds = max(info.LagSeconds, t.LagSeconds)
+		info.Stored += t.Stored
+	}
+	return info
+}
+
+// topicInfos joins what a node says it has with what is stored of it, over all
+// its epochs.
+func (h *Hub) topicInfos(id string, n *node, epochs []wire.EpochInfo, now time.Time) []NodeTopicInfo {
+	progress, _ := h.central.Progress(context.Background(), id) // never fails on one machine
+	byKey := map[assignKey]*NodeTopicInfo{}
+	get := func(topic string, partition int) *NodeTopicInfo {
+		k := assignKey{topic: topic, partition: partition}
+		t := byKey[k]
+		if t == nil {
+			t = &NodeTopicInfo{Topic: topic, Partition: partition}
+			byKey[k] = t
+		}
+		return t
+	}
+	maxTime := map[*NodeTopicInfo]int64{}
+	var current wire.ID
+	if len(epochs) > 0 {
+		current = epochs[len(epochs)-1].ID
+	}
+	for _, p := range progress {
+		t := get(p.Topic, p.Partition)
+		t.CentralTopic, t.CentralPartition = p.Central.Topic, p.Central.Partition
+		t.Stored += p.Stored
+		t.Lost += p.Held.Count() - p.Stored
+		maxTime[t] = max(maxTime[t], p.MaxTime)
+		if p.Epoch == current {
+			t.CompleteTo = p.Held.End()
+			if len(p.Held) > 0 {
+				t.CompleteTo = p.Held[0].To
+			}
+		}
+	}
+	for _, s := range n.saved.Partitions {
+		t := get(s.Topic, s.Partition)
+		t.Next = s.Next
+		held := int64(0)
+		for _, p := range progress {
+			if p.Topic == s.Topic && p.Partition == s.Partition {
+				held += p.Held.Within(s.Start, s.Next).Count()
+			}
+		}
+		if t.LagRecords = max(0, s.Next-s.Start-held); t.LagRecords > 0 {
+			t.LagBytes = s.Bytes
+			oldest := cmp.Or(s.Oldest, maxTime[t])
+			if oldest > 0 {
+				t.LagSeconds = max(0, float64(now.UnixMilli()-oldest)/1000)
+			}
+		}
+	}
+	out := make([]NodeTopicInfo, 0, len(byKey))
+	for t, ms := range maxTime {
+		if ms > 0 {
+			t.CompleteTime = stamp(ms)
+		}
+	}
+	for _, t := range byKey {
+		out = append(out, *t)
+	}
+	slices.SortFunc(out, func(a, b NodeTopicInfo) int {
+		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
+	})
+	return out
+}
+
+// stamp writes ms since 1970 as the API does; empty for 0.
+func stamp(ms int64) string {
+	if ms == 0 {
+		return ""
+	}
+	return time.UnixMilli(ms).UTC().Format("2006-01-02T15:04:05.000Z07:00")
+}
