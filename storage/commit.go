@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/tidwall/wal"
@@ -152,6 +153,9 @@ func (c *committer) run() {
 			}
 		case !closed && !c.due(waiting):
 		default:
+			// Those who were just answered may submit again and share this
+			// fsync, instead of waiting for the next.
+			runtime.Gosched()
 			c.commitGroup()
 		}
 	}

@@ -173,6 +173,12 @@ func (l *classLog) cutTail(r *recovered) error {
 		r.report(l, rep)
 		changed = true
 	}
+	if changed { // before the tail gets shorter, see cutToDurable
+		if err := l.syncSegDir(); err != nil {
+			return err
+		}
+		changed = false
+	}
 	if seg.size > end {
 		rep := Repair{File: filepath.Base(seg.path), What: "tail-cut", Bytes: seg.size - end}
 		if rot {
