@@ -38,12 +38,17 @@ type Sink interface {
 // Burst is a group of messages that become durable together.
 type Burst interface {
 	// Add encodes m now; m may be kept by nobody. An error refuses this message alone
-	// and for good: the broker is told that it was taken, and it is counted.
+	// and for good: the broker is told that it was taken, and it is counted. ErrLater
+	// says that it may go another time: the burst is dropped, and all of it stays with
+	// the broker.
 	Add(m *Message) error
 	// Commit hands the burst over and may block for back-pressure. done runs once: nil
 	// when everything is durable. It must not block.
 	Commit(done func(error))
 }
+
+// ErrLater is wrapped by errors of Burst.Add that will pass (a disk error, a full disk).
+var ErrLater = errors.New("cannot be stored now")
 
 // Message is one publish of the broker.
 type Message struct {

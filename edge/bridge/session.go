@@ -206,7 +206,9 @@ func (b *Bridge) pump(ctx context.Context, incoming <-chan *paho.Publish, result
 		now := b.cfg.Now()
 		size := 0
 		for m := first; m != nil; {
-			b.add(burst, m, now, &p)
+			if p.err = b.add(burst, m, now, &p); p.err != nil {
+				break
+			}
 			size += len(m.Payload) + len(m.Topic)
 			m = nil
 			if len(p.messages) < burstMessages && size < burstBytes {
@@ -216,7 +218,7 @@ func (b *Bridge) pump(ctx context.Context, incoming <-chan *paho.Publish, result
 				}
 			}
 		}
-		if p.stored == 0 { // nothing to make durable: only refusals to acknowledge
+		if p.err != nil || p.stored == 0 { // the burst is dropped whole, or nothing to make durable: only refusals to acknowledge
 			results <- p
 			continue
 		}
@@ -227,7 +229,8 @@ func (b *Bridge) pump(ctx context.Context, incoming <-chan *paho.Publish, result
 	}
 }
 
-func (b *Bridge) add(burst Burst, m *paho.Publish, now time.Time, p *pending) {
+// add puts one message into the burst; an error means: none of the burst now, later again.
+func (b *Bridge) add(burst Burst, m *paho.Publish, now time.Time, p *pending) error {
 	b.received.Add(1)
 	if m.Duplicate() {
 		b.redelivery.Add(1)
@@ -239,7 +242,9 @@ func (b *Bridge) add(burst Burst, m *paho.Publish, now time.Time, p *pending) {
 			msg.User = append(msg.User, UserProperty{u.Key, u.Value})
 		}
 	}
-	if err := burst.Add(&msg); err != nil {
+	if err := burst.Add(&msg); errors.Is(err, ErrLater) {
+		return err
+	} else if err != nil {
 		// For good: without an answer the broker would send it again for ever, and nothing behind it.
 		if n := b.refused.Add(1); n&(n-1) == 0 { // 1, 2, 4, 8, …: seen, and not a flood
 			b.cfg.Logger.Warn("message cannot be stored and is dropped", "topic", m.Topic, "err", err, "refused_so_far", n)
@@ -248,6 +253,7 @@ func (b *Bridge) add(burst Burst, m *paho.Publish, now time.Time, p *pending) {
 		p.stored++
 	}
 	p.messages = append(p.messages, m)
+	return nil
 }
 
 // acknowledge tells the broker about what is durable, in order. A failed burst is

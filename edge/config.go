@@ -1,0 +1,445 @@
+package edge
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"tailrace/devices"
+	"tailrace/storage"
+	"tailrace/uplink/pki"
+)
+
+// Config is the configuration of a node: one YAML file, decoded strictly (an
+// unknown key is an error). Paths are relative to the working directory of the
+// process. deploy/edge.example.yaml shows every field.
+type Config struct {
+	// Node is the node's id: the name in its certificate. Required. The data
+	// directory belongs to this id and is refused under another.
+	Node string `yaml:"node"`
+	// Storage: where and how records are kept.
+	Storage StorageConfig `yaml:"storage"`
+	// MQTT: the listeners for devices.
+	MQTT MQTTConfig `yaml:"mqtt"`
+	// Bridges take messages from brokers that exist already.
+	Bridges []BridgeConfig `yaml:"bridges"`
+	// Routes: ordered rules from MQTT topic to stream, key and event time.
+	Routes []devices.Rule `yaml:"routes"`
+	// Default is for topics that no route matches. Required: {stream: NAME} or {reject: true}.
+	Default devices.Default `yaml:"default"`
+	// Topics: storage settings of streams, first match decides.
+	Topics []TopicConfig `yaml:"topics"`
+	// Devices bounds the registry.
+	Devices DevicesConfig `yaml:"devices"`
+	// Uplink: the way to the hub. Without hubs the node keeps everything to itself.
+	Uplink UplinkConfig `yaml:"uplink"`
+	// HTTP: API, metrics and health.
+	HTTP HTTPConfig `yaml:"http"`
+	// Log: level and format.
+	Log LogConfig `yaml:"log"`
+	// ShutdownTimeout bounds the whole shutdown; default 10s.
+	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
+
+	// Not in the file.
+
+	// Version of the software, shown in status and to the hub.
+	Version string `yaml:"-"`
+	// Now is the clock; nil = time.Now.
+	Now func() time.Time `yaml:"-"`
+	// Logger; nil = discard.
+	Logger *slog.Logger `yaml:"-"`
+	// FS is the file system of the store; nil = the operating system's.
+	FS storage.FS `yaml:"-"`
+	// PacketConn opens the uplink's socket; nil = UDP.
+	PacketConn func() (net.PacketConn, error) `yaml:"-"`
+	// Listen opens TCP listeners; nil = net.Listen.
+	Listen func(network, address string) (net.Listener, error) `yaml:"-"`
+}
+
+// StorageConfig says where records are kept.
+type StorageConfig struct {
+	// Dir is the data directory. Required. One process at a time.
+	Dir string `yaml:"dir"`
+	// Classes are the storage classes, a commit log each; the first is the default
+	// and keeps sessions and other state. At least one.
+	Classes []ClassConfig `yaml:"classes"`
+	// MaxTopics bounds the streams that topics of devices can create; default 1000.
+	MaxTopics int `yaml:"max_topics"`
+}
+
+// ClassConfig is one storage class.
+type ClassConfig struct {
+	// Name: lower-case letters, digits, "-", "_".
+	Name string `yaml:"name"`
+	// WhenFull is required: "reject" (devices hear 0x97 until there is room) or
+	// "drop-oldest" (the oldest segment goes, its ranges are declared lost unless
+	// the hub has them).
+	WhenFull string `yaml:"when_full"`
+	// MaxSize is the disk budget, for example 4GiB; 0 = bounded by the free space only.
+	MaxSize ByteSize `yaml:"max_size"`
+	// MinFree is kept free on the file system; 0 = two segments.
+	MinFree ByteSize `yaml:"min_free"`
+	// CommitInterval is the least time between two commits (the first after idle is
+	// immediate). Not set: by the medium, 0 on SSD and NVMe, 100ms on SD and eMMC.
+	CommitInterval *time.Duration `yaml:"commit_interval"`
+	// SegmentSize: default 1MiB; the newest segment is held in memory.
+	SegmentSize ByteSize `yaml:"segment_size"`
+}
+
+// TopicConfig gives streams their storage settings.
+type TopicConfig struct {
+	// Match is a stream name, or a pattern with "*" and "?".
+	Match string `yaml:"match"`
+	// Class is the storage class; empty = the first one.
+	Class string `yaml:"class"`
+	// Retention: older records go, acknowledged or not; 0 = kept until the budget needs the room.
+	Retention time.Duration `yaml:"retention"`
+	// RetentionSize per partition; 0 = none.
+	RetentionSize ByteSize `yaml:"retention_size"`
+	// Mode of replication: "in-order" (default), "live-first" or "on-demand".
+	Mode string `yaml:"mode"`
+}
+
+// MQTTConfig is the MQTT server.
+type MQTTConfig struct {
+	Listeners []ListenerConfig `yaml:"listeners"`
+	Auth      AuthConfig       `yaml:"auth"`
+	// MaxRecordSize bounds topic, payload and properties of one publish; larger: 0x95. Default 1MiB.
+	MaxRecordSize ByteSize `yaml:"max_record_size"`
+	// MaxConnections of all listeners; default 20000.
+	MaxConnections int `yaml:"max_connections"`
+	// ReceiveMaximum: unacknowledged QoS 1 and 2 publishes per MQTT 5 client; default 256.
+	ReceiveMaximum int `yaml:"receive_maximum"`
+	// MaxSessions remembered over disconnects and restarts; default 100000.
+	MaxSessions int `yaml:"max_sessions"`
+	// MaxSessionExpiry caps what clients ask for; default 720h.
+	MaxSessionExpiry time.Duration `yaml:"max_session_expiry"`
+	// RetainedSize bounds all retained messages together; default 64MiB.
+	RetainedSize ByteSize `yaml:"retained_size"`
+}
+
+// ListenerConfig is one MQTT listener.
+type ListenerConfig struct {
+	// Address, host:port. Port 0 takes a free one.
+	Address string `yaml:"address"`
+	// Transport: "tcp" (default) or "websocket".
+	Transport string `yaml:"transport"`
+	// TLS; required unless the address is loopback or AllowPlaintext is set.
+	TLS *ServerTLS `yaml:"tls"`
+	// AllowPlaintext permits an address that others can reach without TLS: passwords
+	// and data are then readable on that network.
+	AllowPlaintext bool `yaml:"allow_plaintext"`
+}
+
+// ServerTLS names the files of a TLS server.
+type ServerTLS struct {
+	Cert string `yaml:"cert"`
+	Key  string `yaml:"key"`
+	// ClientCA verifies client certificates; a verified one logs its device in.
+	ClientCA string `yaml:"client_ca"`
+	// RequireClientCert refuses connections without a verified certificate.
+	RequireClientCert bool `yaml:"require_client_cert"`
+}
+
+// AuthConfig says who may connect. At least one way is required.
+type AuthConfig struct {
+	// AllowAnonymous lets everybody in who can reach a listener.
+	AllowAnonymous bool `yaml:"allow_anonymous"`
+	// PasswordFile has lines "user:$2y$..." (bcrypt; htpasswd -B makes them). Read
+	// again when it changes.
+	PasswordFile string `yaml:"password_file"`
+}
+
+// DevicesConfig bounds the device registry.
+type DevicesConfig struct {
+	// Max devices remembered; default 10000, then those longest silent are forgotten.
+	Max int `yaml:"max"`
+}
+
+// UplinkConfig is the way to the hub.
+type UplinkConfig struct {
+	// Hubs, host:port, all serving one store, tried in order. Empty: no uplink.
+	Hubs []string `yaml:"hubs"`
+	// TLS: this node's certificate and the CA of the hub. Required with Hubs.
+	TLS *ClientTLS `yaml:"tls"`
+	// Window is how many bytes may be under way; default 4MiB.
+	Window ByteSize `yaml:"window"`
+	// NoCompression sends batches as they are.
+	NoCompression bool `yaml:"no_compression"`
+}
+
+// ClientTLS names the files of a TLS client.
+type ClientTLS struct {
+	Cert string `yaml:"cert"`
+	Key  string `yaml:"key"`
+	CA   string `yaml:"ca"`
+	// ServerName expected in the server's certificate; default: the host dialled.
+	ServerName string `yaml:"server_name"`
+}
+
+// HTTPConfig is the node's own HTTP listener.
+type HTTPConfig struct {
+	// Address; default 127.0.0.1:8081; "off" = none. It has no login: other than
+	// loopback addresses are refused unless AllowRemote is set.
+	Address string `yaml:"address"`
+	// AllowRemote permits an address that others can reach. Everybody there can read all records.
+	AllowRemote bool `yaml:"allow_remote"`
+}
+
+// LogConfig is used by the command.
+type LogConfig struct {
+	Level  string `yaml:"level"`  // debug, info (default), warn, error
+	Format string `yaml:"format"` // auto (default: text on a terminal, else json), text, json
+}
+
+// LoadConfig reads, decodes strictly and checks a file.
+func LoadConfig(file string) (Config, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return Config{}, fmt.Errorf("open configuration: %w", err)
+	}
+	defer f.Close()
+	c, err := ParseConfig(f)
+	if err != nil {
+		return c, fmt.Errorf("configuration %s: %w", file, err)
+	}
+	return c, nil
+}
+
+// maxConfigBytes bounds a configuration file.
+const maxConfigBytes = 4 << 20
+
+// ParseConfig decodes strictly and checks.
+func ParseConfig(r io.Reader) (Config, error) {
+	var c Config
+	dec := yaml.NewDecoder(io.LimitReader(r, maxConfigBytes))
+	dec.KnownFields(true)
+	if err := dec.Decode(&c); err != nil {
+		if errors.Is(err, io.EOF) {
+			return c, errors.New("the file is empty")
+		}
+		return c, err
+	}
+	if err := dec.Decode(new(Config)); !errors.Is(err, io.EOF) {
+		return c, errors.New("more than one document in the file")
+	}
+	return c, c.withDefaults().validate()
+}
+
+func def[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+func (c Config) withDefaults() Config {
+	c.Storage.Classes = slices.Clone(c.Storage.Classes)
+	c.MQTT.Listeners = slices.Clone(c.MQTT.Listeners)
+	c.Bridges = slices.Clone(c.Bridges)
+	def(&c.Storage.MaxTopics, 1000)
+	def(&c.MQTT.MaxRecordSize, 1<<20)
+	def(&c.MQTT.RetainedSize, 64<<20)
+	for i := range c.MQTT.Listeners {
+		def(&c.MQTT.Listeners[i].Transport, "tcp")
+	}
+	for i := range c.Bridges {
+		c.Bridges[i] = c.Bridges[i].withDefaults(c.Node)
+	}
+	def(&c.Devices.Max, 10_000)
+	def(&c.HTTP.Address, "127.0.0.1:8081")
+	def(&c.Log.Level, "info")
+	def(&c.Log.Format, "auto")
+	def(&c.ShutdownTimeout, 10*time.Second)
+	def(&c.Version, "devel")
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Listen == nil {
+		c.Listen = net.Listen
+	}
+	return c
+}
+
+// validate reports everything that cannot be, after defaults.
+func (c Config) validate() error {
+	var errs []error
+	bad := func(ok bool, format string, a ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, a...))
+		}
+	}
+	if c.Node == "" {
+		bad(false, "node: required: the name in this node's certificate")
+	} else if err := pki.ValidName(c.Node); err != nil {
+		bad(false, "node: %w", err)
+	}
+	classes := c.validateStorage(bad)
+	if _, err := devices.NewRouter(devices.RouterConfig{Rules: c.Routes, Default: c.Default}); err != nil {
+		bad(false, "%w", err)
+	}
+	for i, t := range c.Topics {
+		_, err := path.Match(t.Match, "x")
+		bad(t.Match != "" && err == nil, "topics[%d].match %q: want a stream name or a pattern with * and ?", i, t.Match)
+		bad(t.Class == "" || classes[t.Class], "topics[%d].class %q: no such storage class", i, t.Class)
+		bad(t.Retention >= 0 && t.RetentionSize >= 0, "topics[%d]: negative retention", i)
+		_, err = parseMode(t.Mode)
+		bad(err == nil, "topics[%d].mode: %v", i, err)
+	}
+	c.validateMQTT(bad)
+	names := map[string]bool{}
+	for i, b := range c.Bridges {
+		for _, err := range b.validate() {
+			bad(false, "bridges[%d] %s: %w", i, b.Name, err)
+		}
+		bad(!names[b.Name], "bridges[%d]: name %q is there twice", i, b.Name)
+		names[b.Name] = true
+	}
+	bad(c.Devices.Max >= 1 && c.Devices.Max <= 1_000_000, "devices.max %d: want 1 to 1000000", c.Devices.Max)
+	for i, h := range c.Uplink.Hubs {
+		_, _, err := net.SplitHostPort(h)
+		bad(err == nil, "uplink.hubs[%d] %q: want host:port", i, h)
+	}
+	if len(c.Uplink.Hubs) > 0 {
+		bad(c.Uplink.TLS != nil, "uplink.tls: required with hubs: {cert, key, ca}")
+	}
+	if t := c.Uplink.TLS; t != nil {
+		bad(t.Cert != "" && t.Key != "" && t.CA != "", "uplink.tls: cert, key and ca are all required")
+	}
+	bad(c.Uplink.Window == 0 || c.Uplink.Window >= 256<<10 && c.Uplink.Window <= 64<<20, "uplink.window %v: want 256KiB to 64MiB", c.Uplink.Window)
+	if c.HTTP.Address != "off" {
+		bad(c.HTTP.AllowRemote || isLoopback(c.HTTP.Address), "http.address %q: is not a loopback address and the API has no login; say allow_remote: true to open it to everybody there", c.HTTP.Address)
+	}
+	bad(slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level), "log.level %q: want debug, info, warn or error", c.Log.Level)
+	bad(slices.Contains([]string{"auto", "text", "json"}, c.Log.Format), "log.format %q: want auto, text or json", c.Log.Format)
+	bad(c.ShutdownTimeout > 0, "shutdown_timeout %v: want more than 0", c.ShutdownTimeout)
+	return errors.Join(errs...)
+}
+
+func (c Config) validateStorage(bad func(bool, string, ...any)) map[string]bool {
+	bad(c.Storage.Dir != "", "storage.dir: required: the directory for this node's data")
+	bad(len(c.Storage.Classes) > 0, "storage.classes: at least one is required, for example [{name: main, when_full: reject, max_size: 4GiB}]")
+	bad(c.Storage.MaxTopics >= 1 && c.Storage.MaxTopics <= 100_000, "storage.max_topics %d: want 1 to 100000", c.Storage.MaxTopics)
+	names := map[string]bool{}
+	for i, cc := range c.Storage.Classes {
+		bad(cc.Name != "", "storage.classes[%d].name: required", i)
+		bad(!names[cc.Name], "storage.classes[%d].name %q is there twice", i, cc.Name)
+		names[cc.Name] = true
+		if _, err := storage.ParseFullPolicy(cc.WhenFull); err != nil {
+			bad(false, "storage.classes[%d].when_full %q: required: \"reject\" (devices are told to keep their data) or \"drop-oldest\" (the oldest data is given up and declared lost)", i, cc.WhenFull)
+		}
+		bad(cc.CommitInterval == nil || *cc.CommitInterval >= 0 && *cc.CommitInterval <= time.Minute, "storage.classes[%d].commit_interval: want 0s to 1m", i)
+		seg := cc.SegmentSize
+		def(&seg, 1<<20)
+		bad(seg >= 64<<10 && seg <= 64<<20, "storage.classes[%d].segment_size %v: want 64KiB to 64MiB", i, seg)
+		bad(cc.MaxSize == 0 || cc.MaxSize >= 6*seg, "storage.classes[%d].max_size %v: want 0 or at least 6 segments (%v)", i, cc.MaxSize, 6*seg)
+		bad(cc.MinFree >= 0, "storage.classes[%d].min_free %v: negative", i, cc.MinFree)
+	}
+	return names
+}
+
+func (c Config) validateMQTT(bad func(bool, string, ...any)) {
+	m := c.MQTT
+	bad(m.MaxRecordSize >= 64 && m.MaxRecordSize <= 8<<20, "mqtt.max_record_size %v: want 64 B to 8MiB", m.MaxRecordSize)
+	bad(m.MaxConnections >= 0 && m.ReceiveMaximum >= 0 && m.ReceiveMaximum <= 65535 && m.MaxSessions >= 0 && m.MaxSessionExpiry >= 0 && m.RetainedSize > 0,
+		"mqtt: limits must not be negative, receive_maximum at most 65535")
+	certLogin := false
+	for i, l := range m.Listeners {
+		_, _, err := net.SplitHostPort(l.Address)
+		bad(err == nil, "mqtt.listeners[%d].address %q: want host:port", i, l.Address)
+		bad(l.Transport == "tcp" || l.Transport == "websocket", "mqtt.listeners[%d].transport %q: want tcp or websocket", i, l.Transport)
+		if l.TLS == nil {
+			bad(l.AllowPlaintext || isLoopback(l.Address), "mqtt.listeners[%d].address %q: others can reach it and it has no tls; add tls: {cert, key} or say allow_plaintext: true", i, l.Address)
+			continue
+		}
+		bad(l.TLS.Cert != "" && l.TLS.Key != "", "mqtt.listeners[%d].tls: cert and key are required", i)
+		bad(!l.TLS.RequireClientCert || l.TLS.ClientCA != "", "mqtt.listeners[%d].tls.require_client_cert needs client_ca", i)
+		certLogin = certLogin || l.TLS.ClientCA != ""
+	}
+	if len(m.Listeners) > 0 {
+		bad(m.Auth.AllowAnonymous || m.Auth.PasswordFile != "" || certLogin,
+			"mqtt.auth: nobody could log in: set password_file, a listener with tls.client_ca, or allow_anonymous: true")
+	}
+	bad(len(m.Listeners)+len(c.Bridges) > 0, "mqtt.listeners: the node takes nothing in: configure a listener or a bridge")
+}
+
+// isLoopback: names are not resolved, so only literal addresses and "localhost" count.
+func isLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// CheckFiles reads the files that the configuration names, so that --check-config
+// finds a missing certificate before the restart does.
+func (c Config) CheckFiles() error {
+	c = c.withDefaults()
+	var errs []error
+	if c.MQTT.Auth.PasswordFile != "" {
+		_, err := loadPasswords(c.MQTT.Auth.PasswordFile)
+		errs = append(errs, err)
+	}
+	for i, l := range c.MQTT.Listeners {
+		if l.TLS != nil {
+			if _, err := l.TLS.load(); err != nil {
+				errs = append(errs, fmt.Errorf("mqtt.listeners[%d].tls: %w", i, err))
+			}
+		}
+	}
+	if c.Uplink.TLS != nil {
+		if _, err := c.Uplink.TLS.load(c.Now); err != nil {
+			errs = append(errs, fmt.Errorf("uplink.tls: %w", err))
+		}
+	}
+	for i, b := range c.Bridges {
+		if _, err := b.bridgeConfig(c); err != nil {
+			errs = append(errs, fmt.Errorf("bridges[%d] %s: %w", i, b.Name, err))
+		}
+	}
+	if dir := filepath.Clean(c.Storage.Dir); dir != "" {
+		if st, err := os.Stat(dir); err == nil && !st.IsDir() {
+			errs = append(errs, fmt.Errorf("storage.dir %s: not a directory", dir))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (l LogConfig) level() slog.Level {
+	switch l.Level {
+	case "debug":
+		return slog.LevelDebug
+	case "warn":
+		return slog.LevelWarn
+	case "error":
+		return slog.LevelError
+	}
+	return slog.LevelInfo
+}
+
+// Handler makes the log handler: text for people, JSON for machines.
+func (l LogConfig) Handler(w io.Writer, terminal bool) slog.Handler {
+	o := &slog.HandlerOptions{Level: l.level()}
+	if strings.EqualFold(l.Format, "text") || l.Format != "json" && terminal {
+		return slog.NewTextHandler(w, o)
+	}
+	return slog.NewJSONHandler(w, o)
+}

@@ -1,0 +1,462 @@
+// Package edge is the node daemon: it takes messages in by MQTT and from brokers,
+// acknowledges what is on disk, and replicates it to the hub.
+//
+//	cfg, err := edge.LoadConfig("edge.yaml")
+//	node, err := edge.New(cfg)
+//	err = node.Run(ctx) // until ctx ends
+//
+// It composes edge/mqtt, edge/bridge, devices, storage and uplink/link; the parts
+// meet only here. New checks and reads files, and starts nothing; Run opens the
+// store and owns every goroutine until it returns.
+package edge
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"tailrace/devices"
+	"tailrace/edge/bridge"
+	"tailrace/edge/mqtt"
+	"tailrace/storage"
+	"tailrace/uplink/link"
+)
+
+// Node is one node. Make it with New.
+type Node struct {
+	cfg    Config
+	logger *slog.Logger
+	router *devices.Router
+	auth   *authenticator
+	notify notifier
+	medium medium
+
+	mqttTLS   []*tls.Config // per listener; nil = plain
+	uplinkTLS *tls.Config
+	bridgeCfg []bridge.Config
+
+	registry *devices.Registry
+	started  time.Time
+	ready    chan struct{} // closed when everything listens
+	serving  atomic.Bool   // readiness: between ready and shutdown
+
+	// Set by Run before ready is closed, then read only.
+	store      *storage.Store
+	streams    *streams
+	ingest     *ingest
+	source     *source
+	mqtt       *mqtt.Server
+	bridges    []*bridge.Bridge
+	link       *link.Client // nil without hubs
+	mqttAddrs  []net.Addr
+	httpAddr   net.Addr // nil when off
+	sectors    int64    // written by the disk before we started; -1 unknown
+	committing progressWatch
+}
+
+// New checks the configuration and reads the files that it names.
+func New(c Config) (*Node, error) {
+	c = c.withDefaults()
+	if err := c.validate(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	n := &Node{cfg: c, logger: c.Logger, notify: newNotifier(os.Getenv), ready: make(chan struct{}), started: c.Now(),
+		registry: devices.NewRegistry(devices.RegistryConfig{Node: c.Node, MaxDevices: c.Devices.Max})}
+	var err error
+	if n.router, err = devices.NewRouter(devices.RouterConfig{Rules: c.Routes, Default: c.Default}); err != nil {
+		return nil, err
+	}
+	if n.auth, err = newAuthenticator(c.MQTT.Auth, c.Now); err != nil {
+		return nil, err
+	}
+	for i, l := range c.MQTT.Listeners {
+		var t *tls.Config
+		if l.TLS != nil {
+			if t, err = l.TLS.load(); err != nil {
+				return nil, fmt.Errorf("mqtt.listeners[%d].tls: %w", i, err)
+			}
+		}
+		n.mqttTLS = append(n.mqttTLS, t)
+	}
+	if len(c.Uplink.Hubs) > 0 {
+		if n.uplinkTLS, err = c.Uplink.TLS.load(c.Now); err != nil {
+			return nil, fmt.Errorf("uplink.tls: %w", err)
+		}
+	}
+	for _, b := range c.Bridges {
+		bc, err := b.bridgeConfig(c)
+		if err != nil {
+			return nil, fmt.Errorf("bridge %s: %w", b.Name, err)
+		}
+		n.bridgeCfg = append(n.bridgeCfg, bc)
+	}
+	return n, nil
+}
+
+// Ready is closed when all listeners are open and the store has recovered.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// MQTTAddrs are the addresses of the MQTT listeners in the order of the
+// configuration, HTTPAddr that of the HTTP listener (nil when off). Valid once Ready.
+func (n *Node) MQTTAddrs() []net.Addr { return n.mqttAddrs }
+func (n *Node) HTTPAddr() net.Addr    { return n.httpAddr }
+
+// Reload reads the password file again now, whether or not it seems changed.
+func (n *Node) Reload() error {
+	changed, err := n.auth.reload()
+	if changed {
+		n.logger.Info("password file read again")
+	}
+	return err
+}
+
+// open opens the store and makes everything that hangs on it. Nothing runs yet.
+func (n *Node) open() error {
+	c := n.cfg
+	if err := os.MkdirAll(c.Storage.Dir, 0o750); err != nil {
+		return fmt.Errorf("make storage.dir: %w", err)
+	}
+	n.medium = mediumOf(c.Storage.Dir)
+	sc := storage.Config{
+		Dir: c.Storage.Dir, FS: c.FS, NodeID: c.Node, OriginHeaders: true, Now: c.Now, Logger: n.logger.With("part", "storage"),
+		Folds: map[storage.StateKind]storage.FoldFunc{storage.KindWindow: mqtt.FoldWindow},
+	}
+	names := make([]string, 0, len(c.Storage.Classes))
+	for _, cc := range c.Storage.Classes {
+		policy, err := storage.ParseFullPolicy(cc.WhenFull)
+		if err != nil {
+			return err
+		}
+		interval := n.medium.commitInterval()
+		if cc.CommitInterval != nil {
+			interval = *cc.CommitInterval
+		}
+		sc.Classes = append(sc.Classes, storage.ClassConfig{
+			Name: cc.Name, SegmentBytes: int(cc.SegmentSize), CommitInterval: interval,
+			MaxBytes: int64(cc.MaxSize), WhenFull: policy, MinFreeBytes: int64(cc.MinFree),
+		})
+		names = append(names, cc.Name)
+		n.logger.Info("storage class", "class", cc.Name, "commit_interval", interval, "medium", n.medium.Kind, "device", n.medium.Device, "when_full", policy)
+	}
+	n.sectors = -1
+	if s, ok := n.medium.sectorsWritten("/sys"); ok {
+		n.sectors = s
+	}
+	var err error
+	if n.store, err = storage.Open(sc); err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	for _, r := range n.store.Identity().Recovered {
+		n.logger.Warn("the log was repaired", "class", r.Class, "file", r.File, "what", r.What, "bytes", r.Bytes, "entries", r.Entries, "detail", r.Detail)
+	}
+	n.streams = newStreams(n.store, c)
+	if err := n.streams.reconcile(); err != nil {
+		return err
+	}
+	n.loadRegistry()
+	n.source = newSource(n.store, n.streams, n.logger.With("part", "uplink"))
+	n.streams.changed = func() { wake(n.source.changed) }
+	n.ingest = &ingest{store: n.store, router: n.router, streams: n.streams, registry: n.registry, auth: n.auth, classes: names, logger: n.logger}
+	if n.mqtt, err = mqtt.NewServer(mqtt.Config{
+		Backend: n.ingest, State: state{n.store}, Now: c.Now, Logger: n.logger.With("part", "mqtt"),
+		Limits: mqtt.Limits{
+			MaxRecordBytes: int(c.MQTT.MaxRecordSize), MaxConnections: c.MQTT.MaxConnections, ReceiveMaximum: c.MQTT.ReceiveMaximum,
+			Sessions: c.MQTT.MaxSessions, MaxSessionExpiry: c.MQTT.MaxSessionExpiry, RetainedBytes: int(c.MQTT.RetainedSize),
+		},
+	}); err != nil {
+		return err
+	}
+	for _, bc := range n.bridgeCfg {
+		bc.Sink = newBridgeSink(n.ingest, bc.ClientID)
+		b, err := bridge.New(bc)
+		if err != nil {
+			return err
+		}
+		n.bridges = append(n.bridges, b)
+	}
+	if len(c.Uplink.Hubs) == 0 {
+		return nil
+	}
+	if n.link, err = link.NewClient(link.ClientConfig{
+		NodeID: c.Node, Hubs: c.Uplink.Hubs, TLS: n.uplinkTLS, Source: n.source, Status: n.wireStatus, PacketConn: c.PacketConn,
+		Logger: n.logger.With("part", "uplink"), Boot: n.store.Identity().BootID, Software: "tailrace-edge " + c.Version,
+		WindowBytes: int(c.Uplink.Window), NoCompression: c.Uplink.NoCompression,
+	}); err != nil {
+		return fmt.Errorf("uplink: %w", err)
+	}
+	return nil
+}
+
+// Run runs the node until ctx ends or something fails for good. It may be called once.
+func (n *Node) Run(ctx context.Context) (err error) {
+	if err := n.open(); err != nil {
+		if n.store != nil {
+			return errors.Join(err, n.store.Close())
+		}
+		return err
+	}
+	var listeners []net.Listener
+	closeAll := func() {
+		for _, l := range listeners {
+			l.Close()
+		}
+	}
+	listen := func(what, address string) (net.Listener, error) {
+		l, err := n.cfg.Listen("tcp", address)
+		if err != nil {
+			return nil, fmt.Errorf("listen for %s on %s: %w", what, address, err)
+		}
+		listeners = append(listeners, l)
+		return l, nil
+	}
+	for _, lc := range n.cfg.MQTT.Listeners {
+		l, err := listen("mqtt", lc.Address)
+		if err != nil {
+			closeAll()
+			return errors.Join(err, n.store.Close())
+		}
+		n.mqttAddrs = append(n.mqttAddrs, l.Addr())
+	}
+	mqttListeners := listeners
+	var web net.Listener
+	if n.cfg.HTTP.Address != "off" {
+		if web, err = listen("http", n.cfg.HTTP.Address); err != nil {
+			closeAll()
+			return errors.Join(err, n.store.Close())
+		}
+		n.httpAddr = web.Addr()
+	}
+	handler, err := n.handler()
+	if err != nil {
+		closeAll()
+		return errors.Join(err, n.store.Close())
+	}
+
+	// Each part that has to end at its own point of the shutdown has its own context.
+	// A part that fails ends all others.
+	failed, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	base := context.WithoutCancel(ctx)
+	bridgeCtx, stopBridges := context.WithCancel(base)
+	linkCtx, stopLink := context.WithCancel(base)
+	houseCtx, stopHouse := context.WithCancel(base)
+	mqttCtx, stopMQTT := context.WithCancel(base)
+	defer stopBridges()
+	defer stopLink()
+	defer stopHouse()
+	defer stopMQTT()
+	var intake, uplink, house, server errgroup.Group
+
+	for i, l := range mqttListeners {
+		o := mqtt.ListenerOptions{TLS: n.mqttTLS[i], WebSocket: n.cfg.MQTT.Listeners[i].Transport == "websocket"}
+		n.logger.Info("listening for mqtt", "address", l.Addr(), "tls", o.TLS != nil, "websocket", o.WebSocket)
+		intake.Go(func() error {
+			if err := n.mqtt.Serve(l, o); err != nil && !errors.Is(err, mqtt.ErrServerClosed) {
+				fail(fmt.Errorf("mqtt listener %s: %w", l.Addr(), err))
+			}
+			return nil
+		})
+	}
+	intake.Go(func() error { return n.mqtt.Run(mqttCtx) })
+	for _, b := range n.bridges {
+		intake.Go(func() error { b.Run(bridgeCtx); return nil })
+	}
+	if n.link != nil {
+		unsubscribe := n.store.Subscribe(n.source.changed)
+		defer unsubscribe()
+		uplink.Go(func() error { n.link.Run(linkCtx); return nil })
+	}
+	house.Go(func() error { n.housekeeping(houseCtx); return nil })
+	house.Go(func() error { n.notify.watch(houseCtx, n.healthy); return nil })
+	srv := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
+	if web != nil {
+		n.logger.Info("listening for http", "address", web.Addr())
+		server.Go(func() error {
+			if err := srv.Serve(web); !errors.Is(err, http.ErrServerClosed) {
+				fail(fmt.Errorf("http listener %s: %w", web.Addr(), err))
+			}
+			return nil
+		})
+	}
+	n.serving.Store(true)
+	close(n.ready)
+	if err := n.notify.send("READY=1\nSTATUS=taking messages in"); err != nil {
+		n.logger.Warn("systemd cannot be notified", "err", err)
+	}
+	n.logger.Info("node is ready", "node", n.cfg.Node, "version", n.cfg.Version)
+
+	<-failed.Done()
+	cause := context.Cause(failed)
+	n.logger.Info("shutting down", "cause", cause, "timeout", n.cfg.ShutdownTimeout)
+	end, cancel := context.WithTimeout(base, n.cfg.ShutdownTimeout)
+	defer cancel()
+
+	// The order of the end. Each step has what is left of the timeout.
+	n.serving.Store(false)
+	_ = n.notify.send("STOPPING=1")
+	var errs []error
+	// 1. No new connections; what devices have under way is committed and answered.
+	if err := n.mqtt.Shutdown(end); err != nil {
+		errs = append(errs, err)
+	}
+	stopMQTT()
+	// 2. Bridges: what is with the disk is acknowledged to the brokers, then they leave.
+	stopBridges()
+	intake.Wait()
+	// 3. The last commit of our own: the registry, up to date.
+	stopHouse()
+	house.Wait()
+	n.saveRegistry(end, true)
+	// 4. What is durable goes to the hub while the time allows and the link moves.
+	n.flushUplink(end)
+	stopLink()
+	uplink.Wait()
+	// 5. Readers of the HTTP API; tails never end by themselves and are cut.
+	if web != nil {
+		short, cancel := context.WithTimeout(end, time.Second)
+		if srv.Shutdown(short) != nil {
+			srv.Close()
+		}
+		cancel()
+		server.Wait()
+	}
+	// 6. Storage last: nothing uses it any more.
+	if err := n.store.Close(); err != nil {
+		errs = append(errs, fmt.Errorf("close store: %w", err))
+	}
+	if ctx.Err() == nil { // a part has failed
+		errs = append([]error{cause}, errs...)
+	}
+	n.logger.Info("node has stopped")
+	return errors.Join(errs...)
+}
+
+// flushUplink waits until the hub has everything, the deadline, or a second without progress.
+func (n *Node) flushUplink(ctx context.Context) {
+	if n.link == nil || !n.link.State().Connected {
+		return
+	}
+	t := time.NewTicker(20 * time.Millisecond)
+	defer t.Stop()
+	best, idle := int64(-1), 0
+	for {
+		lag, _ := n.source.lag()
+		if lag == 0 {
+			return
+		}
+		if idle++; best < 0 || lag < best {
+			best, idle = lag, 0
+		}
+		if idle > 50 {
+			n.logger.Info("the hub does not have everything yet; the rest follows after the next start", "records", lag)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
+}
+
+const (
+	tickInterval = 5 * time.Second
+	saveInterval = time.Minute
+)
+
+// housekeeping keeps rates up to date, writes the registry at most once a minute
+// and settles losses that the hub has declared.
+func (n *Node) housekeeping(ctx context.Context) {
+	t := time.NewTicker(tickInterval)
+	defer t.Stop()
+	saved := n.cfg.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.source.settle:
+			n.source.settleLosses(ctx)
+		case <-t.C:
+			now := n.cfg.Now()
+			n.registry.Tick(now)
+			if now.Sub(saved) >= saveInterval {
+				saved = now
+				n.saveRegistry(ctx, false)
+			}
+		}
+	}
+}
+
+const registryKey = "device/"
+
+// saveRegistry writes what has changed. The append joins whatever commit is under
+// way; without changes nothing is written, so an idle node leaves the flash alone.
+func (n *Node) saveRegistry(ctx context.Context, all bool) {
+	a := n.store.NewAppend(n.ingest.classes[0])
+	entries := 0
+	n.registry.Save(n.cfg.Now(), all, func(id string, value []byte) {
+		a.Set(storage.KindRegistry, registryKey+id, value)
+		entries++
+	})
+	if entries == 0 {
+		return
+	}
+	if err := n.store.Commit(ctx, a); err != nil {
+		n.logger.Warn("device registry is not saved; the next save writes it again if devices go on sending", "err", err)
+	}
+}
+
+func (n *Node) loadRegistry() {
+	forgotten, err := n.registry.Load(func(yield func(string, []byte) bool) {
+		n.store.RangeState(storage.KindRegistry, func(key string, value []byte) bool {
+			if len(key) < len(registryKey) {
+				return true
+			}
+			return yield(key[len(registryKey):], value)
+		})
+	})
+	if err != nil {
+		n.logger.Warn("device registry: an entry is not understood and is forgotten", "err", err)
+	}
+	if len(forgotten) > 0 {
+		a := n.store.NewAppend(n.cfg.Storage.Classes[0].Name)
+		for _, id := range forgotten {
+			a.Set(storage.KindRegistry, registryKey+id, nil)
+		}
+		n.store.Submit(a, func(*storage.Append, error) {})
+	}
+}
+
+// progressWatch remembers the committers' counters between two looks.
+type progressWatch struct {
+	seen map[string]uint64
+	wait map[string]bool
+}
+
+// healthy is asked by the watchdog, from one goroutine: false when some log had
+// appends waiting at both looks and neither committed nor failed in between.
+func (n *Node) healthy() bool {
+	w := &n.committing
+	if w.seen == nil {
+		w.seen, w.wait = map[string]uint64{}, map[string]bool{}
+	}
+	ok := true
+	for _, c := range n.store.Stats().Classes {
+		done, waiting := c.Commits+c.Failures+c.Refused, c.WaitingBytes > 0
+		if waiting && w.wait[c.Class] && w.seen[c.Class] == done {
+			n.logger.Error("the committer makes no progress", "class", c.Class, "waiting_bytes", c.WaitingBytes)
+			ok = false
+		}
+		w.seen[c.Class], w.wait[c.Class] = done, waiting
+	}
+	return ok
+}

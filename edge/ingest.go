@@ -1,0 +1,327 @@
+package edge
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tailrace/devices"
+	"tailrace/edge/mqtt"
+	"tailrace/edge/mqtt/packet"
+	"tailrace/storage"
+)
+
+// ingest is the way of a message into the log: route, encode, one commit for
+// everything that one read of a connection brought. It is the mqtt.Backend.
+//
+// Per publish nothing is allocated once its route is known: the route, kept by the
+// MQTT server per connection and topic, holds the encoded key and headers, and the
+// record is encoded straight into the commit's arena.
+type ingest struct {
+	store    *storage.Store
+	router   *devices.Router
+	streams  *streams
+	registry *devices.Registry
+	auth     *authenticator
+	classes  []string // in the order of the configuration; 0 is the default and keeps all state
+	logger   *slog.Logger
+
+	generation atomic.Uint64 // raised when cached routes may be wrong
+	bursts     sync.Pool
+	refused    [refusals]atomic.Uint64
+}
+
+// route is everything about a publish that depends on connection and topic only.
+// It is immutable, but for device.
+type route struct {
+	devices.Route
+	generation uint64
+	part       *storage.Partition
+	class      int
+	err        error  // publishes are refused
+	key        []byte // encoded key
+	static     []byte // encoded headers "mqtt.topic" and "mqtt.client"
+	device     atomic.Pointer[devices.Device]
+}
+
+func (in *ingest) Authenticate(c *mqtt.Client, username string, password []byte, cert *x509.Certificate) error {
+	if changed, err := in.auth.refresh(); err != nil {
+		in.logger.Error("password file cannot be read again, the users known so far stay", "err", err)
+	} else if changed {
+		in.logger.Info("password file read again")
+	}
+	id, err := in.auth.login(username, password, cert)
+	if err != nil {
+		in.refused[refusedLogin].Add(1)
+		return err
+	}
+	c.Identity = id
+	return nil
+}
+
+// Begin implements mqtt.Backend.
+func (in *ingest) Begin(c *mqtt.Client) mqtt.Burst {
+	user := c.Identity
+	if user == "" {
+		user = c.Username
+	}
+	return in.begin(c.ID, user)
+}
+
+func (in *ingest) begin(client, user string) *burst {
+	b, _ := in.bursts.Get().(*burst)
+	if b == nil {
+		b = &burst{in: in, appends: make([]*storage.Append, len(in.classes))}
+		b.submitted = func(_ *storage.Append, err error) { b.finish(err) }
+		b.joined = func(_ *storage.Append, err error) { b.join(err) }
+	}
+	b.client, b.user = client, user
+	return b
+}
+
+// burst is one mqtt.Burst (and one of a bridge). It belongs to one goroutine until
+// Commit, then to the committer.
+type burst struct {
+	in           *ingest
+	client, user string
+	appends      []*storage.Append // by class; nil until the class was needed once
+	state        bool              // appends[0] has state changes
+	tail         []byte            // scratch
+
+	done              func(error)
+	submitted, joined func(*storage.Append, error) // bound once
+	open              atomic.Int32
+	mu                sync.Mutex // guards failed
+	failed            error
+}
+
+func (b *burst) class(i int) *storage.Append {
+	if b.appends[i] == nil {
+		b.appends[i] = b.in.store.NewAppend(b.in.classes[i])
+	}
+	return b.appends[i]
+}
+
+// Add implements mqtt.Burst.
+func (b *burst) Add(p *mqtt.Publish) error {
+	r, _ := (*p.Route).(*route)
+	if r == nil || r.generation != b.in.generation.Load() {
+		var keep bool
+		if r, keep = b.in.resolve(p.Name, b.client, b.user, p.Arrival); keep {
+			*p.Route = r
+		}
+	}
+	m := metaOf(p)
+	return b.add(r, p.Payload, &m, p.Arrival)
+}
+
+// add encodes one message into the burst, or refuses it and leaves the burst as it was.
+func (b *burst) add(r *route, payload []byte, m *meta, arrival time.Time) error {
+	if r.err != nil {
+		return b.in.refuse(r, r.err)
+	}
+	t, err := r.EventTime(payload, arrival)
+	if err != nil {
+		return b.in.refuse(r, err)
+	}
+	b.tail = appendTail(b.tail[:0], r.key, payload, r.static, m, t.Nanos, t.FromPayload)
+	if err := b.class(r.class).RecordTail(r.part, t.Millis, b.tail); err != nil {
+		return b.in.refuse(r, err)
+	}
+	r.Stats.Records.Add(1)
+	if d := r.device.Load(); d != nil && !d.Seen(arrival.UnixMilli(), len(payload)) {
+		d = b.in.registry.Device(r.Device, arrival) // forgotten meanwhile: known again
+		d.Seen(arrival.UnixMilli(), len(payload))
+		r.device.Store(d)
+	}
+	return nil
+}
+
+// Window implements mqtt.Burst.
+func (b *burst) Window(clientID string, delta []byte) {
+	b.class(0).Fold(storage.KindWindow, clientID, delta)
+	b.state = true
+}
+
+// SetState implements mqtt.Burst.
+func (b *burst) SetState(kind mqtt.StateKind, key string, value []byte) {
+	b.class(0).Set(stateKind(kind), key, value)
+	b.state = true
+}
+
+// Commit implements mqtt.Burst.
+//
+// A burst of one class is one append: all or nothing. State (the window that knows
+// re-sends among it) is always in the first class. A burst with records in another
+// class and state commits that class first and waits, then the first: a crash in
+// between may store a re-send of never acknowledged records twice, but can never
+// take a lost record for a stored one. Waiting here keeps the connection's order.
+func (b *burst) Commit(done func(error)) {
+	b.done = done
+	used, last := 0, 0
+	for i := range b.appends {
+		if b.has(i) {
+			used, last = used+1, i
+		}
+	}
+	switch {
+	case used == 0:
+		b.finish(nil)
+	case used == 1:
+		b.in.store.Submit(b.appends[last], b.submitted)
+	case b.state:
+		for i := 1; i <= last; i++ {
+			if !b.has(i) {
+				continue
+			}
+			if err := b.in.store.Commit(context.Background(), b.appends[i]); err != nil {
+				b.finish(err)
+				return
+			}
+		}
+		b.in.store.Submit(b.appends[0], b.submitted)
+	default:
+		b.open.Store(int32(used))
+		for i := range b.appends {
+			if b.has(i) {
+				b.in.store.Submit(b.appends[i], b.joined)
+			}
+		}
+	}
+}
+
+// has: the class takes part in this burst. State changes are not counted by Len.
+func (b *burst) has(i int) bool {
+	return b.appends[i] != nil && (b.appends[i].Len() > 0 || i == 0 && b.state)
+}
+
+// join ends one of several appends without state.
+func (b *burst) join(err error) {
+	b.mu.Lock()
+	if b.failed == nil {
+		b.failed = err
+	}
+	err = b.failed
+	b.mu.Unlock()
+	if b.open.Add(-1) == 0 {
+		b.finish(err)
+	}
+}
+
+// maxScratch: a burst that met a large record does not keep its memory.
+const maxScratch = 64 << 10
+
+// finish answers and returns the burst to the pool.
+func (b *burst) finish(err error) {
+	done, in := b.done, b.in
+	for _, a := range b.appends {
+		if a != nil {
+			a.Reset()
+		}
+	}
+	if cap(b.tail) > maxScratch {
+		b.tail = nil
+	}
+	b.client, b.user, b.state, b.done, b.failed = "", "", false, nil, nil
+	in.bursts.Put(b)
+	if err != nil {
+		if errors.Is(err, storage.ErrUnknownTopic) {
+			in.generation.Add(1) // a topic was deleted: resolve routes anew
+		}
+		err = in.failure(err)
+	}
+	done(err)
+}
+
+// resolve makes the route of one topic. keep: it may be cached; a refusal for a
+// reason that can pass is not.
+func (in *ingest) resolve(topic, client, user string, now time.Time) (r *route, keep bool) {
+	r = &route{generation: in.generation.Load()}
+	var err error
+	if r.Route, err = in.router.Route(devices.Message{Topic: topic, Client: client, User: user}); err != nil {
+		r.err = err
+		return r, true
+	}
+	if r.part, r.class, err = in.streams.partition(r.Stream); err != nil {
+		r.err = err
+		return r, false
+	}
+	r.key = appendField(nil, r.Key)
+	r.static = appendHeaderString(nil, headerTopic, topic)
+	r.static = appendHeaderString(r.static, headerClient, client)
+	if r.Route.Device != "" {
+		r.device.Store(in.registry.Device(r.Route.Device, now))
+	}
+	return r, true
+}
+
+// Reasons why messages and logins are refused, for counters.
+const (
+	refusedUnmatched = iota // no rule, default is reject
+	refusedRule             // a rule says reject, or its stream name is illegal
+	refusedTime             // no readable event time and the rule says reject
+	refusedTopics           // max_topics
+	refusedSize
+	refusedFull
+	refusedDisk
+	refusedLogin
+	refusals
+)
+
+var refusalNames = [refusals]string{"unmatched", "rule", "time", "max_topics", "too_large", "disk_full", "disk_error", "login"}
+
+// refuse counts one refused publish and gives it its MQTT reason.
+func (in *ingest) refuse(r *route, err error) error {
+	if r.Stats != nil {
+		r.Stats.Rejected.Add(1)
+	}
+	return in.failure(err)
+}
+
+// failure classifies an error: what is counted and what the device hears.
+func (in *ingest) failure(err error) error {
+	kind, code := refusedDisk, packet.ImplementationError
+	switch {
+	case errors.Is(err, devices.ErrUnmatched):
+		kind, code = refusedUnmatched, packet.TopicNameInvalid
+	case errors.Is(err, devices.ErrRejected), errors.Is(err, devices.ErrStream):
+		kind, code = refusedRule, packet.TopicNameInvalid
+	case errors.Is(err, devices.ErrNoTime):
+		kind, code = refusedTime, packet.PayloadFormatInvalid
+	case errors.Is(err, errTooManyTopics):
+		kind, code = refusedTopics, packet.QuotaExceeded
+	case errors.Is(err, storage.ErrTooLarge):
+		kind, code = refusedSize, packet.PacketTooLarge
+	case errors.Is(err, storage.ErrFull):
+		kind, code = refusedFull, packet.QuotaExceeded
+	case errors.Is(err, storage.ErrClosed):
+		code = packet.ServerShuttingDown
+	}
+	in.refused[kind].Add(1)
+	return &mqtt.ReasonError{Code: code, Reason: err.Error()}
+}
+
+// state lets the MQTT server read its durable state.
+type state struct{ store *storage.Store }
+
+func stateKind(k mqtt.StateKind) storage.StateKind {
+	switch k {
+	case mqtt.KindSession:
+		return storage.KindSession
+	case mqtt.KindRetained:
+		return storage.KindRetained
+	}
+	return storage.KindWindow
+}
+
+func (s state) Load(k mqtt.StateKind, f func(key string, value []byte) bool) {
+	s.store.RangeState(stateKind(k), f)
+}
+
+func (s state) Get(k mqtt.StateKind, key string) ([]byte, bool) {
+	return s.store.State(stateKind(k), key)
+}

@@ -1,0 +1,30 @@
+package edge
+
+import (
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// mediumOf finds the device below dir, or below its nearest existing parent.
+func mediumOf(dir string) medium {
+	for {
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err == nil {
+			return detectMedium("/sys", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)))
+		} else if !os.IsNotExist(err) || dir == filepath.Dir(dir) {
+			return medium{Kind: "unknown"}
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// freeBytes is what is left on the file system for this process.
+func freeBytes(dir string) (int64, bool) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, false
+	}
+	return int64(st.Bavail) * int64(st.Bsize), true
+}

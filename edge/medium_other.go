@@ -1,0 +1,7 @@
+//go:build !linux
+
+package edge
+
+func mediumOf(string) medium { return medium{Kind: "unknown"} }
+
+func freeBytes(string) (int64, bool) { return 0, false }

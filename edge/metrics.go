@@ -1,0 +1,179 @@
+package edge
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+// metric is one family: what an operator may conclude is in its help.
+type metric struct{ name, kind, help string }
+
+var (
+	mAppended   = metric{"tailrace_appended_offset", "gauge", "One past the last record in memory. Above durable: a commit is under way."}
+	mDurable    = metric{"tailrace_durable_offset", "gauge", "One past the last record on disk: everything below was acknowledged to devices."}
+	mAcked      = metric{"tailrace_acked_offset", "gauge", "Everything below is durable at the hub. Standing still below durable: the link or the hub does not take data."}
+	mStart      = metric{"tailrace_start_offset", "gauge", "First record still held on this node."}
+	mLag        = metric{"tailrace_lag_records", "gauge", "Records on this node that the hub does not have yet."}
+	mLagBytes   = metric{"tailrace_lag_bytes", "gauge", "About how many bytes of batches the hub does not have yet."}
+	mRecords    = metric{"tailrace_records_total", "counter", "Records made durable since start."}
+	mCommits    = metric{"tailrace_commits_total", "counter", "Group commits since start. Records per commit is the gain of group commit."}
+	mFsyncs     = metric{"tailrace_fsyncs_total", "counter", "Fsyncs of segment files since start. On flash each costs a page and the journal."}
+	mWritten    = metric{"tailrace_written_bytes_total", "counter", "Bytes written to segment files since start."}
+	mPayload    = metric{"tailrace_record_bytes_total", "counter", "Bytes of record batches made durable since start."}
+	mFailures   = metric{"tailrace_commit_failures_total", "counter", "Commits that failed: the disk refuses. Any increase needs a look at the disk."}
+	mDisk       = metric{"tailrace_disk_bytes", "gauge", "Bytes of segment files."}
+	mBudget     = metric{"tailrace_disk_budget_bytes", "gauge", "Disk budget of the class; 0 = none."}
+	mFree       = metric{"tailrace_disk_free_bytes", "gauge", "Free bytes on the file system of the log."}
+	mDevice     = metric{"tailrace_device_written_bytes_total", "counter", "Bytes the whole disk has written since start, journal and other programs included: what wears the flash."}
+	mDeviceRate = metric{"tailrace_device_bytes_per_record_byte", "gauge", "Device bytes per byte of record batches since start. High on SD cards: raise commit_interval."}
+	mLost       = metric{"tailrace_lost_records_total", "counter", "Acknowledged records that this node gave up or lost since start."}
+	mRefused    = metric{"tailrace_ingest_refused_total", "counter", "Publishes and logins refused, by reason. unmatched and rule: look at the routes."}
+	mRule       = metric{"tailrace_route_records_total", "counter", "Publishes accepted by each route."}
+	mRuleReject = metric{"tailrace_route_rejected_total", "counter", "Publishes refused by each route."}
+	mRuleTime   = metric{"tailrace_route_time_missing_total", "counter", "Publishes without a readable event time, stored with the time of arrival."}
+	mRuleClamp  = metric{"tailrace_route_time_clamped_total", "counter", "Event times more than an hour ahead or before 1970: a device's clock is wrong."}
+	mConns      = metric{"tailrace_mqtt_connections", "gauge", "Open MQTT connections."}
+	mSessions   = metric{"tailrace_mqtt_sessions", "gauge", "Known MQTT sessions, connected or away."}
+	mPublished  = metric{"tailrace_mqtt_published_total", "counter", "Publishes accepted from MQTT clients."}
+	mDups       = metric{"tailrace_mqtt_duplicates_total", "counter", "Re-sent publishes that were durable already and not stored again."}
+	mAmbiguous  = metric{"tailrace_mqtt_ambiguous_total", "counter", "Re-sent publishes stored although they may have been stored before."}
+	mDropped    = metric{"tailrace_mqtt_dropped_total", "counter", "Deliveries to MQTT subscribers dropped: too slow or away too long."}
+	mPanics     = metric{"tailrace_mqtt_panics_total", "counter", "Connections closed by a bug of the server. Please report."}
+	mDevices    = metric{"tailrace_devices_known", "gauge", "Devices in the registry."}
+	mForgotten  = metric{"tailrace_devices_forgotten_total", "counter", "Devices forgotten for lack of room since start: raise devices.max, or look for invented names."}
+	mLinkUp     = metric{"tailrace_link_connected", "gauge", "1 while a session with a hub is open."}
+	mLinkRTT    = metric{"tailrace_link_rtt_seconds", "gauge", "Round trip to the hub."}
+	mLinkSent   = metric{"tailrace_link_bytes_total", "counter", "Bytes sent to the hub since start."}
+	mLinkRedial = metric{"tailrace_link_reconnects_total", "counter", "Reconnects to hubs since start."}
+	mBridgeUp   = metric{"tailrace_bridge_connected", "gauge", "1 while the bridge is connected to its broker."}
+	mBridgeIn   = metric{"tailrace_bridge_stored_total", "counter", "Messages of the broker made durable."}
+	mBridgeDrop = metric{"tailrace_bridge_refused_total", "counter", "Messages of the broker that can never be stored (no route, too large), acknowledged and dropped."}
+	mInfo       = metric{"tailrace_info", "gauge", "Version, node and medium of the log as labels."}
+)
+
+// exposition collects samples by family, since the text format wants a family in one piece.
+type exposition struct {
+	order   []string
+	samples map[string]*bytes.Buffer
+}
+
+func (e *exposition) family(m metric) *bytes.Buffer {
+	b := e.samples[m.name]
+	if b == nil {
+		b = &bytes.Buffer{}
+		fmt.Fprintf(b, "# HELP %s %s\n# TYPE %s %s\n", m.name, m.help, m.name, m.kind)
+		e.samples[m.name] = b
+		e.order = append(e.order, m.name)
+	}
+	return b
+}
+
+// add writes one sample; labels are pairs of name and value.
+func (e *exposition) add(m metric, v float64, labels ...string) {
+	name := m.name
+	if len(labels) > 0 {
+		name += "{"
+		for i := 0; i+1 < len(labels); i += 2 {
+			if i > 0 {
+				name += ","
+			}
+			name += labels[i] + "=" + strconv.Quote(labels[i+1])
+		}
+		name += "}"
+	}
+	metrics.WriteGaugeFloat64(e.family(m), name, v)
+}
+
+func (n *Node) serveMetrics(w http.ResponseWriter, _ *http.Request) {
+	e := &exposition{samples: map[string]*bytes.Buffer{}}
+	n.collect(e)
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	for _, name := range e.order {
+		w.Write(e.samples[name].Bytes())
+	}
+	metrics.WriteProcessMetrics(w)
+}
+
+func (n *Node) collect(e *exposition) {
+	e.add(mInfo, 1, "version", n.cfg.Version, "node", n.cfg.Node, "medium", n.medium.Kind)
+	n.eachPartition(func(t TopicStatus) {
+		l := []string{"topic", t.Topic, "partition", strconv.Itoa(t.Partition)}
+		e.add(mStart, float64(t.Start), l...)
+		e.add(mAppended, float64(t.Appended), l...)
+		e.add(mDurable, float64(t.Durable), l...)
+		e.add(mAcked, float64(t.Acked), l...)
+		e.add(mLag, float64(t.Lag), l...)
+	})
+	_, backlog := n.source.lag()
+	for _, b := range backlog {
+		e.add(mLagBytes, float64(b.Bytes), "topic", b.Topic, "partition", strconv.Itoa(b.Partition))
+	}
+	var payload uint64
+	for _, c := range n.store.Stats().Classes {
+		payload += c.RecordBytes
+		e.add(mRecords, float64(c.Records), "class", c.Class)
+		e.add(mPayload, float64(c.RecordBytes), "class", c.Class)
+		e.add(mCommits, float64(c.Commits), "class", c.Class)
+		e.add(mFsyncs, float64(c.Fsyncs), "class", c.Class)
+		e.add(mWritten, float64(c.WrittenBytes), "class", c.Class)
+		e.add(mFailures, float64(c.Failures), "class", c.Class)
+		e.add(mDisk, float64(c.DiskBytes), "class", c.Class)
+		e.add(mBudget, float64(c.MaxBytes), "class", c.Class)
+		e.add(mLost, float64(c.EvictedRecords), "class", c.Class, "reason", "evicted")
+		e.add(mLost, float64(c.DamagedRecords), "class", c.Class, "reason", "damaged")
+	}
+	if free, ok := freeBytes(n.cfg.Storage.Dir); ok {
+		e.add(mFree, float64(free))
+	}
+	if s, ok := n.medium.sectorsWritten("/sys"); ok && n.sectors >= 0 {
+		written := float64(s-n.sectors) * 512
+		e.add(mDevice, written)
+		if payload > 0 {
+			e.add(mDeviceRate, written/float64(payload))
+		}
+	}
+	for i := range n.ingest.refused {
+		e.add(mRefused, float64(n.ingest.refused[i].Load()), "reason", refusalNames[i])
+	}
+	for _, r := range n.router.Stats() {
+		e.add(mRule, float64(r.Records.Load()), "route", r.Rule)
+		e.add(mRuleReject, float64(r.Rejected.Load()), "route", r.Rule)
+		e.add(mRuleTime, float64(r.TimeArrival.Load()), "route", r.Rule)
+		e.add(mRuleClamp, float64(r.TimeClamped.Load()), "route", r.Rule)
+	}
+	m := n.mqtt.Stats()
+	e.add(mConns, float64(m.Connections))
+	e.add(mSessions, float64(m.Sessions))
+	e.add(mPublished, float64(m.Published))
+	e.add(mDups, float64(m.Duplicates))
+	e.add(mAmbiguous, float64(m.Ambiguous))
+	e.add(mDropped, float64(m.Dropped))
+	e.add(mPanics, float64(m.Panics))
+	e.add(mDevices, float64(n.registry.Len()))
+	e.add(mForgotten, float64(n.registry.Evicted()))
+	if n.link != nil {
+		l := n.link.State()
+		up := 0.0
+		if l.Connected {
+			up = 1
+		}
+		e.add(mLinkUp, up)
+		e.add(mLinkRTT, l.RTT.Seconds())
+		e.add(mLinkSent, float64(l.BytesSent))
+		e.add(mLinkRedial, float64(l.Reconnects))
+	}
+	for _, b := range n.bridges {
+		s := b.Stats()
+		up := 0.0
+		if s.Connected {
+			up = 1
+		}
+		e.add(mBridgeUp, up, "bridge", s.Name)
+		e.add(mBridgeIn, float64(s.Stored), "bridge", s.Name)
+		e.add(mBridgeDrop, float64(s.Refused), "bridge", s.Name)
+	}
+}

@@ -1,0 +1,245 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"tailrace/storage"
+	"tailrace/uplink"
+	"tailrace/uplink/link"
+	"tailrace/uplink/ranges"
+	"tailrace/uplink/wire"
+)
+
+// source is the store as the uplink sees it (link.Source), and what the hub has
+// acknowledged of it.
+type source struct {
+	store   *storage.Store
+	streams *streams
+	logger  *slog.Logger
+	changed chan struct{} // capacity 1: something moved since it was last read
+	settle  chan struct{} // capacity 1: a loss may be settled
+
+	mu    sync.Mutex // guards acked
+	acked map[storage.PartitionID]*ackedOf
+}
+
+// ackedOf is what the hub holds of one partition, over all epochs: offsets go on
+// over an epoch's end, so one set says it all. Only the part at and above the start is kept.
+type ackedOf struct {
+	held uplink.RangeSet
+	off  int64 // everything below is held or gone
+}
+
+func newSource(store *storage.Store, s *streams, logger *slog.Logger) *source {
+	return &source{store: store, streams: s, logger: logger, changed: make(chan struct{}, 1), settle: make(chan struct{}, 1), acked: map[storage.PartitionID]*ackedOf{}}
+}
+
+func wake(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// span is the offsets [from, to) of a partition that belong to epochs[i].
+func span(epochs []storage.Epoch, i int, p *storage.Partition) (from, to int64) {
+	from, to = epochs[i].ForkAt[p.ID()], uplink.Forever
+	if i+1 < len(epochs) {
+		to = epochs[i+1].ForkAt[p.ID()] // absent: it had no records yet, so the span is empty
+	}
+	return from, max(from, to)
+}
+
+// Inventory implements link.Source.
+func (s *source) Inventory() wire.Inventory {
+	var inv wire.Inventory
+	epochs, topics := s.store.Epochs(), s.store.Topics()
+	for _, e := range epochs {
+		info := wire.EpochInfo{ID: e.ID, Parent: e.Parent, Number: e.Number}
+		for _, t := range topics {
+			for _, p := range t.Partitions() {
+				if off := e.ForkAt[p.ID()]; off > 0 {
+					info.Forks = append(info.Forks, wire.ForkPoint{Topic: t.Name(), Partition: p.Index(), Offset: off})
+				}
+			}
+		}
+		inv.Epochs = append(inv.Epochs, info)
+	}
+	for _, t := range topics {
+		for _, p := range t.Partitions() {
+			minTime, _ := p.StartTime()
+			maxTime, _ := p.LastTime()
+			inv.Partitions = append(inv.Partitions, wire.PartitionInfo{
+				ID: uint32(p.ID()), Topic: t.Name(), Partition: p.Index(), Start: p.Start(), Next: p.HighWatermark(),
+				MinTime: minTime, MaxTime: maxTime, Bytes: p.Bytes(), Mode: s.streams.mode(t.Name()), Class: t.Config().Class,
+			})
+		}
+	}
+	return inv
+}
+
+// Generation implements link.Source. The epoch is part of it: a log that was cut
+// back after a disk error goes on in a new one.
+func (s *source) Generation() uint64 {
+	return s.streams.generation.Load()<<16 | uint64(uint16(s.store.Identity().Epoch.Number))
+}
+
+func (s *source) partition(topic string, i int) *storage.Partition {
+	t, ok := s.store.Topic(topic)
+	if !ok {
+		return nil
+	}
+	return t.Partition(i)
+}
+
+// Bounds implements link.Source.
+func (s *source) Bounds(topic string, i int) (start, next int64) {
+	p := s.partition(topic, i)
+	if p == nil {
+		return 0, 0
+	}
+	return p.Start(), p.HighWatermark()
+}
+
+// Read implements link.Source.
+func (s *source) Read(dst []byte, topic string, i int, from int64, maxBytes int) ([]byte, int64, error) {
+	p := s.partition(topic, i)
+	if p == nil {
+		return dst, from, fmt.Errorf("read %s/%d: %w", topic, i, link.ErrGone)
+	}
+	out, next, err := p.Read(dst, from, maxBytes)
+	if errors.Is(err, storage.ErrOffsetOutOfRange) && from < p.Start() {
+		return dst, from, fmt.Errorf("read %s/%d at %d: %w", topic, i, from, link.ErrGone)
+	}
+	return out, next, err
+}
+
+// Changed implements link.Source.
+func (s *source) Changed() <-chan struct{} { return s.changed }
+
+// Acked implements link.Source.
+func (s *source) Acked(topic string, i int, epoch wire.ID, held uplink.RangeSet) {
+	p := s.partition(topic, i)
+	if p == nil {
+		return
+	}
+	epochs := s.store.Epochs()
+	for k := range epochs {
+		if wire.ID(epochs[k].ID) != epoch {
+			continue
+		}
+		from, to := span(epochs, k, p)
+		// An acknowledgement of offsets that this epoch never had is of another log.
+		s.noteAcked(p, held.Within(from, min(to, p.HighWatermark())))
+		return
+	}
+}
+
+func (s *source) noteAcked(p *storage.Partition, held uplink.RangeSet) {
+	s.mu.Lock()
+	a := s.acked[p.ID()]
+	if a == nil {
+		a = &ackedOf{}
+		s.acked[p.ID()] = a
+	}
+	a.held.AddSet(held)
+	off := max(a.off, p.Start())
+	for _, r := range a.held {
+		if r.From <= off {
+			off = max(off, r.To)
+		}
+	}
+	moved := off > a.off
+	a.off = off
+	// One run that ends at off says as much as everything below it.
+	a.held.Remove(0, off)
+	a.held.Add(max(off-1, 0), off)
+	s.mu.Unlock()
+	if moved {
+		p.Acked(off)
+	}
+	wake(s.settle)
+}
+
+// ackedOffset is how far the hub has a partition without a hole; from the
+// partition's start while nothing was heard.
+func (s *source) ackedOffset(p *storage.Partition) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	off := p.Start()
+	if a := s.acked[p.ID()]; a != nil {
+		off = max(off, a.off)
+	}
+	return off
+}
+
+// isAcked: all of [from, to) is at the hub or declared there.
+func (s *source) isAcked(id storage.PartitionID, from, to int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.acked[id]
+	if a == nil {
+		return false
+	}
+	return to <= a.off || a.held.Covers(max(from, a.off), to)
+}
+
+// Gaps implements link.Source.
+func (s *source) Gaps() []link.GapProposal {
+	epochs := s.store.Epochs()
+	var out []link.GapProposal
+	for _, l := range s.store.Losses() {
+		p, ok := s.store.PartitionByID(l.Partition)
+		if !ok || s.isAcked(l.Partition, l.From, l.To) {
+			continue
+		}
+		reason := wire.GapDamaged
+		if l.Reason == storage.LossEvicted {
+			reason = wire.GapEvicted
+		}
+		for k := range epochs {
+			from, to := span(epochs, k, p)
+			if from, to = max(from, l.From), min(to, l.To); from < to {
+				out = append(out, link.GapProposal{
+					Topic: l.Topic, Partition: l.Index, Epoch: epochs[k].ID,
+					Gap: wire.Gap{Ranges: ranges.Of(from, to), Reason: reason, At: l.At.UnixMilli()},
+				})
+			}
+		}
+	}
+	return out
+}
+
+// settleLosses forgets the losses that the hub has in its ledger.
+func (s *source) settleLosses(ctx context.Context) {
+	for _, l := range s.store.Losses() {
+		if !s.isAcked(l.Partition, l.From, l.To) {
+			continue
+		}
+		if err := s.store.SettleLoss(ctx, l); err != nil {
+			s.logger.Warn("loss cannot be settled now", "topic", l.Topic, "from", l.From, "to", l.To, "err", err)
+			return
+		}
+		s.logger.Info("loss is in the hub's ledger", "topic", l.Topic, "from", l.From, "to", l.To, "reason", l.Reason)
+	}
+}
+
+// lag is what the hub does not have yet, over all partitions.
+func (s *source) lag() (records int64, backlog []wire.Backlog) {
+	for _, t := range s.store.Topics() {
+		for _, p := range t.Partitions() {
+			next, acked := p.HighWatermark(), s.ackedOffset(p)
+			b := wire.Backlog{Topic: t.Name(), Partition: p.Index(), Next: next, Records: max(next-acked, 0)}
+			if held := next - p.Start(); b.Records > 0 && held > 0 {
+				b.Bytes = int64(float64(p.Bytes()) * float64(b.Records) / float64(held)) // batches are not counted singly: a share
+			}
+			records += b.Records
+			backlog = append(backlog, b)
+		}
+	}
+	return records, backlog
+}

@@ -1,0 +1,238 @@
+package edge
+
+import (
+	"encoding/hex"
+	"time"
+
+	"tailrace/edge/bridge"
+	"tailrace/storage"
+	"tailrace/uplink/wire"
+)
+
+// Status is the node as GET /api/v1/status tells it.
+type Status struct {
+	Node      string        `json:"node"`
+	Version   string        `json:"version"`
+	Started   time.Time     `json:"started"`
+	UptimeSec int64         `json:"uptime_s"`
+	Ready     bool          `json:"ready"`
+	Store     StoreStatus   `json:"store"`
+	Uplink    *UplinkStatus `json:"uplink"` // null without hubs
+	Topics    []TopicStatus `json:"topics"`
+	MQTT      MQTTStatus    `json:"mqtt"`
+	Bridges   []BridgeState `json:"bridges"`
+	Devices   int           `json:"devices_known"`
+	Rules     []RuleStatus  `json:"routes"`
+}
+
+// StoreStatus describes the log.
+type StoreStatus struct {
+	StoreID  string        `json:"store_id"`
+	Epoch    int32         `json:"epoch"`
+	BootID   string        `json:"boot_id"`
+	Device   string        `json:"device"`
+	Medium   string        `json:"medium"`
+	FreeDisk int64         `json:"free_bytes"` // of the file system; -1 unknown
+	Classes  []ClassStatus `json:"classes"`
+	Repairs  []string      `json:"repairs"` // what this start had to repair
+	Losses   []LossStatus  `json:"losses"`  // acknowledged, gone, and not yet in the hub's ledger
+}
+
+// ClassStatus is one storage class.
+type ClassStatus struct {
+	Class     string `json:"class"`
+	Records   uint64 `json:"records"` // durable since start
+	Commits   uint64 `json:"commits"`
+	Fsyncs    uint64 `json:"fsyncs"`
+	Failures  uint64 `json:"failures"`
+	Refused   uint64 `json:"refused"`
+	DiskBytes int64  `json:"disk_bytes"`
+	MaxBytes  int64  `json:"max_bytes"`
+	Segments  int    `json:"segments"`
+	Broken    string `json:"broken,omitempty"`
+}
+
+// LossStatus is one lost range.
+type LossStatus struct {
+	Topic     string    `json:"topic"`
+	Partition int       `json:"partition"`
+	From      int64     `json:"from"`
+	To        int64     `json:"to"`
+	Reason    string    `json:"reason"`
+	At        time.Time `json:"at"`
+}
+
+// UplinkStatus is the link to the hub.
+type UplinkStatus struct {
+	Connected   bool      `json:"connected"`
+	Hub         string    `json:"hub"`
+	Since       time.Time `json:"since"`
+	LastError   string    `json:"last_error,omitempty"`
+	Reconnects  int64     `json:"reconnects"`
+	RTTMicros   int64     `json:"rtt_us"`
+	BytesSent   int64     `json:"bytes_sent"`
+	LagRecords  int64     `json:"lag_records"`
+	AckedRecord int64     `json:"acked_records"`
+}
+
+// TopicStatus is one partition. appended >= durable >= acked.
+type TopicStatus struct {
+	Topic     string    `json:"topic"`
+	Partition int       `json:"partition"`
+	Start     int64     `json:"start"`
+	Appended  int64     `json:"appended"`
+	Durable   int64     `json:"durable"`
+	Acked     int64     `json:"acked"` // at the hub, without a hole; the start while the hub was not heard
+	Lag       int64     `json:"lag"`
+	Bytes     int64     `json:"bytes"`
+	FirstTime time.Time `json:"first_time,omitzero"`
+	LastTime  time.Time `json:"last_time,omitzero"`
+}
+
+// MQTTStatus is the MQTT server.
+type MQTTStatus struct {
+	Connections   int    `json:"connections"`
+	Sessions      int    `json:"sessions"`
+	Subscriptions int    `json:"subscriptions"`
+	Published     uint64 `json:"published"`
+	Refused       uint64 `json:"refused"`
+	Duplicates    uint64 `json:"duplicates"` // re-sends recognised
+	LoginsRefused uint64 `json:"logins_refused"`
+}
+
+// BridgeState is one bridge.
+type BridgeState struct {
+	Name       string    `json:"name"`
+	Connected  bool      `json:"connected"`
+	Broker     string    `json:"broker"`
+	Since      time.Time `json:"since"`
+	Received   uint64    `json:"received"`
+	Stored     uint64    `json:"stored"`
+	Refused    uint64    `json:"refused"`
+	Redelivery uint64    `json:"redelivered"`
+	Reconnects uint64    `json:"reconnects"`
+	LastError  string    `json:"last_error,omitempty"`
+}
+
+// RuleStatus is one route; the default is the last.
+type RuleStatus struct {
+	Rule        string `json:"rule"`
+	Records     uint64 `json:"records"`
+	Rejected    uint64 `json:"rejected"`
+	TimeArrival uint64 `json:"without_event_time"`
+	TimeClamped uint64 `json:"event_time_clamped"`
+}
+
+// Status may be called at any time after Ready.
+func (n *Node) Status() Status {
+	now := n.cfg.Now()
+	s := Status{
+		Node: n.cfg.Node, Version: n.cfg.Version, Started: n.started.UTC(), UptimeSec: int64(now.Sub(n.started).Seconds()), Ready: n.serving.Load(),
+		Store: n.storeStatus(), Topics: []TopicStatus{}, Bridges: []BridgeState{}, Devices: n.registry.Len(),
+	}
+	var lag int64
+	n.eachPartition(func(t TopicStatus) {
+		lag += t.Lag
+		s.Topics = append(s.Topics, t)
+	})
+	if n.link != nil {
+		l := n.link.State()
+		s.Uplink = &UplinkStatus{Connected: l.Connected, Hub: l.Hub, Since: l.Since.UTC(), LastError: l.LastError, Reconnects: l.Reconnects,
+			RTTMicros: l.RTT.Microseconds(), BytesSent: l.BytesSent, LagRecords: lag, AckedRecord: l.AckedRecords}
+	}
+	m := n.mqtt.Stats()
+	s.MQTT = MQTTStatus{Connections: m.Connections, Sessions: m.Sessions, Subscriptions: m.Subscriptions, Published: m.Published, Refused: m.Refused, Duplicates: m.Duplicates, LoginsRefused: m.LoginsRefused}
+	for _, b := range n.bridges {
+		s.Bridges = append(s.Bridges, bridgeState(b.Stats()))
+	}
+	for _, r := range n.router.Stats() {
+		s.Rules = append(s.Rules, RuleStatus{r.Rule, r.Records.Load(), r.Rejected.Load(), r.TimeArrival.Load(), r.TimeClamped.Load()})
+	}
+	return s
+}
+
+func bridgeState(b bridge.Stats) BridgeState {
+	return BridgeState{Name: b.Name, Connected: b.Connected, Broker: b.Broker, Since: b.Since.UTC(), Received: b.Received, Stored: b.Stored,
+		Refused: b.Refused, Redelivery: b.Redelivery, Reconnects: b.Reconnects, LastError: b.LastError}
+}
+
+func (n *Node) storeStatus() StoreStatus {
+	id := n.store.Identity()
+	s := StoreStatus{StoreID: hex.EncodeToString(id.StoreID[:]), Epoch: id.Epoch.Number, BootID: hex.EncodeToString(id.BootID[:]),
+		Device: n.medium.Device, Medium: n.medium.Kind, FreeDisk: -1, Classes: []ClassStatus{}, Repairs: []string{}, Losses: []LossStatus{}}
+	if free, ok := freeBytes(n.cfg.Storage.Dir); ok {
+		s.FreeDisk = free
+	}
+	for _, c := range n.store.Stats().Classes {
+		cs := ClassStatus{Class: c.Class, Records: c.Records, Commits: c.Commits, Fsyncs: c.Fsyncs, Failures: c.Failures, Refused: c.Refused,
+			DiskBytes: c.DiskBytes, MaxBytes: c.MaxBytes, Segments: c.Segments}
+		if c.Broken != nil {
+			cs.Broken = c.Broken.Error()
+		}
+		s.Classes = append(s.Classes, cs)
+	}
+	for _, r := range id.Recovered {
+		s.Repairs = append(s.Repairs, r.Class+"/"+r.File+": "+r.What+" "+r.Detail)
+	}
+	for _, l := range n.store.Losses() {
+		s.Losses = append(s.Losses, LossStatus{l.Topic, l.Index, l.From, l.To, l.Reason.String(), l.At.UTC()})
+	}
+	return s
+}
+
+func (n *Node) eachPartition(f func(TopicStatus)) {
+	for _, t := range n.store.Topics() {
+		for _, p := range t.Partitions() {
+			s := TopicStatus{Topic: t.Name(), Partition: p.Index(), Start: p.Start(), Acked: n.source.ackedOffset(p), Durable: p.HighWatermark(), Appended: p.Next(), Bytes: p.Bytes()}
+			s.Lag = max(s.Durable-s.Acked, 0)
+			if ts, ok := p.StartTime(); ok {
+				s.FirstTime = time.UnixMilli(ts).UTC()
+			}
+			if ts, ok := p.LastTime(); ok {
+				s.LastTime = time.UnixMilli(ts).UTC()
+			}
+			f(s)
+		}
+	}
+}
+
+// wireStatus is the report to the hub.
+func (n *Node) wireStatus() wire.Status {
+	now := n.cfg.Now()
+	_, backlog := n.source.lag()
+	m := n.mqtt.Stats()
+	st := wire.Status{UptimeSec: int64(now.Sub(n.started).Seconds()), Devices: int64(m.Connections), Refused: int64(m.Refused)}
+	st.Clock = wire.Clock{UnixNano: now.UnixNano(), Trusted: true}
+	if free, ok := freeBytes(n.cfg.Storage.Dir); ok {
+		st.DiskFree = free
+	}
+	for _, c := range n.store.Stats().Classes {
+		st.DiskBytes += c.DiskBytes
+		st.DiskBudget += c.MaxBytes
+		st.WrittenBytes += int64(c.WrittenBytes)
+		st.Fsyncs += int64(c.Fsyncs)
+		st.Records += int64(c.Records)
+		if c.Broken != nil {
+			st.Notes = append(st.Notes, "storage class "+c.Class+": "+c.Broken.Error())
+		}
+	}
+	for _, l := range n.store.Losses() {
+		if l.Reason == storage.LossEvicted {
+			st.Dropped += l.To - l.From
+		}
+	}
+	for i := range backlog {
+		b := &backlog[i]
+		if b.Records == 0 {
+			continue
+		}
+		st.Backlog = append(st.Backlog, *b)
+		if len(st.Backlog) == maxReportedBacklogs {
+			break
+		}
+	}
+	return st
+}
+
+// maxReportedBacklogs keeps a status report small on a node with many topics.
+const maxReportedBacklogs = 256
