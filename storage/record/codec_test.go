@@ -90,7 +90,7 @@ func TestXerialFramingIsRead(t *testing.T) {
 }
 
 func TestABombIsRefusedBeforeItGrows(t *testing.T) {
-	bomb := build(0, rec{1, nil, make([]byte, 256<<20), nil})
+	bomb := build(0, rec{1, nil, make([]byte, 64<<20), nil})
 	for _, c := range codecs {
 		t.Run(c.name, func(t *testing.T) {
 			z := pack(t, bomb, c.kgo, c.codec)

@@ -1,0 +1,605 @@
+package kafka
+
+import (
+	"bytes"
+	"crypto/rand"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// groups coordinates consumer groups by the classic protocol: members join,
+// the leader among them assigns partitions, all get their share by sync, and
+// heartbeats keep them. Membership lives in memory: after a restart members are
+// unknown and join again, which clients do by themselves. Offsets are durable
+// (offsets.go).
+//
+//	empty ──join──▶ joining ──all joined, or deadline──▶ syncing ──leader's sync──▶ stable
+//	                   ▲──────────── join, leave, expiry, new metadata ───────────────┘
+type groups struct {
+	s   *Server
+	mu  sync.Mutex        // guards everything below; never held while waiting
+	all map[string]*group // groups with members or pending member ids
+}
+
+type groupState uint8
+
+const (
+	groupEmpty groupState = iota
+	groupJoining
+	groupSyncing
+	groupStable
+)
+
+// group is guarded by groups.mu, as are its members.
+type group struct {
+	gs           *groups
+	id           string
+	state        groupState
+	generation   int32
+	protocolType string
+	protocol     string
+	leader       string // member id
+	members      map[string]*member
+	static       map[string]string      // instance id to member id
+	pending      map[string]*time.Timer // member ids given out that have not joined yet (KIP-394)
+	deadline     *time.Timer            // of joining
+	round        int                    // number of joinings; a late timer of an earlier one does nothing
+	gathering    bool                   // the first delay of a new group runs
+}
+
+type member struct {
+	id, instance string
+	clientID     string
+	session      time.Duration
+	rebalance    time.Duration
+	protocols    []kmsg.JoinGroupRequestProtocol
+	assignment   []byte
+	join         chan *kmsg.JoinGroupResponse // capacity 1; not nil while a join waits
+	sync         chan *kmsg.SyncGroupResponse // capacity 1; not nil while a sync waits
+	expiry       *time.Timer                  // of the session
+}
+
+const (
+	minSession = time.Second
+	maxSession = 30 * time.Minute
+	maxGroupID = 255
+)
+
+func newGroups(s *Server) *groups { return &groups{s: s, all: make(map[string]*group)} }
+
+// join registers a member and returns the channel its answer comes by, or the
+// answer itself.
+func (gs *groups) join(c *conn, req *kmsg.JoinGroupRequest) (<-chan *kmsg.JoinGroupResponse, *kmsg.JoinGroupResponse) {
+	refuse := func(e *kerr.Error) (<-chan *kmsg.JoinGroupResponse, *kmsg.JoinGroupResponse) {
+		return nil, joinError(e, req.MemberID)
+	}
+	session := time.Duration(req.SessionTimeoutMillis) * time.Millisecond
+	switch {
+	case req.Group == "" || len(req.Group) > maxGroupID || strings.ContainsRune(req.Group, 0):
+		return refuse(kerr.InvalidGroupID)
+	case session < minSession || session > maxSession:
+		return refuse(kerr.InvalidSessionTimeout)
+	case req.ProtocolType == "" || len(req.Protocols) == 0:
+		return refuse(kerr.InconsistentGroupProtocol)
+	}
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	g := gs.all[req.Group]
+	if g == nil {
+		if req.MemberID != "" {
+			return refuse(kerr.UnknownMemberID)
+		}
+		if len(gs.all) >= gs.s.cfg.MaxGroups {
+			return refuse(kerr.CoordinatorNotAvailable)
+		}
+		g = &group{gs: gs, id: req.Group, members: make(map[string]*member), static: make(map[string]string), pending: make(map[string]*time.Timer)}
+		gs.all[req.Group] = g
+	}
+	defer g.collect()
+	if !g.suits(req) {
+		return refuse(kerr.InconsistentGroupProtocol)
+	}
+	instance := deref(req.InstanceID)
+	m := g.members[req.MemberID]
+	switch {
+	case instance != "" && req.MemberID == "" && g.static[instance] != "":
+		g.remove(g.members[g.static[instance]], kerr.FencedInstanceID)
+	case instance != "" && req.MemberID != "" && g.static[instance] != req.MemberID:
+		if g.static[instance] != "" {
+			return refuse(kerr.FencedInstanceID)
+		}
+		return refuse(kerr.UnknownMemberID)
+	case m != nil && m.instance != instance:
+		return refuse(kerr.UnknownMemberID)
+	case m == nil && req.MemberID != "" && g.pending[req.MemberID] == nil:
+		return refuse(kerr.UnknownMemberID)
+	}
+	if m == nil && len(g.members)+len(g.pending) >= gs.s.cfg.MaxGroupMembers && g.pending[req.MemberID] == nil {
+		return refuse(kerr.GroupMaxSizeReached)
+	}
+	if m == nil && req.MemberID == "" && instance == "" && req.Version >= 4 {
+		id := memberID(c.peer.ClientID)
+		g.pending[id] = time.AfterFunc(session, func() { g.forgetPending(id) })
+		return nil, joinError(kerr.MemberIDRequired, id)
+	}
+	fresh := m == nil
+	if fresh {
+		m = g.add(c, req)
+	}
+	changed := !sameProtocols(m.protocols, req.Protocols)
+	m.session = session
+	m.rebalance = time.Duration(req.RebalanceTimeoutMillis) * time.Millisecond
+	if req.Version == 0 {
+		m.rebalance = session
+	}
+	m.rebalance = min(max(m.rebalance, minSession), maxSession)
+	m.protocols = cloneProtocols(req.Protocols)
+	m.touch(g)
+
+	if !fresh && !changed && (g.state == groupSyncing || g.state == groupStable && m.id != g.leader) {
+		// A repetition: its answer was lost.
+		return nil, g.joined(m)
+	}
+	ch := make(chan *kmsg.JoinGroupResponse, 1)
+	if m.join != nil { // joined twice: the older waits in vain
+		m.join <- joinError(kerr.RebalanceInProgress, m.id)
+	}
+	m.join = ch
+	if g.state != groupJoining {
+		g.rebalance()
+	}
+	g.maybeComplete()
+	return ch, nil
+}
+
+func joinError(e *kerr.Error, memberID string) *kmsg.JoinGroupResponse {
+	resp := kmsg.NewPtrJoinGroupResponse()
+	resp.ErrorCode, resp.Generation, resp.MemberID = e.Code, -1, memberID
+	resp.Protocol = kmsg.StringPtr("") // not nullable before v7
+	return resp
+}
+
+// suits tells whether the joiner speaks what the others speak.
+func (g *group) suits(req *kmsg.JoinGroupRequest) bool {
+	others := 0
+	for id, m := range g.members {
+		if id == req.MemberID || m.instance != "" && m.instance == deref(req.InstanceID) {
+			continue
+		}
+		others++
+	}
+	if others == 0 {
+		return true
+	}
+	if g.protocolType != req.ProtocolType {
+		return false
+	}
+	common := g.common(req.MemberID)
+	return slices.ContainsFunc(req.Protocols, func(p kmsg.JoinGroupRequestProtocol) bool { return common[p.Name] })
+}
+
+// common are the protocols that every member but one speaks.
+func (g *group) common(but string) map[string]bool {
+	count := make(map[string]int)
+	n := 0
+	for id, m := range g.members {
+		if id == but {
+			continue
+		}
+		n++
+		seen := make(map[string]bool)
+		for _, p := range m.protocols {
+			if !seen[p.Name] {
+				seen[p.Name] = true
+				count[p.Name]++
+			}
+		}
+	}
+	out := make(map[string]bool)
+	for name, c := range count {
+		if c == n {
+			out[name] = true
+		}
+	}
+	return out
+}
+
+func (g *group) add(c *conn, req *kmsg.JoinGroupRequest) *member {
+	id := req.MemberID
+	if t := g.pending[id]; t != nil {
+		t.Stop()
+		delete(g.pending, id)
+	}
+	m := &member{id: id, instance: deref(req.InstanceID), clientID: c.peer.ClientID, protocols: cloneProtocols(req.Protocols)}
+	if m.id == "" {
+		m.id = memberID(c.peer.ClientID)
+	}
+	if m.instance != "" {
+		g.static[m.instance] = m.id
+	}
+	if len(g.members) == 0 {
+		g.protocolType = req.ProtocolType
+	}
+	g.members[m.id] = m
+	return m
+}
+
+// rebalance begins a joining: everyone has to join again until the deadline.
+func (g *group) rebalance() {
+	for _, m := range g.members {
+		if m.sync != nil {
+			m.sync <- syncError(kerr.RebalanceInProgress)
+			m.sync = nil
+			m.touch(g)
+		}
+		m.assignment = nil
+	}
+	wait := time.Duration(0)
+	g.gathering = false
+	if g.state == groupEmpty {
+		if wait = g.gs.s.cfg.RebalanceDelay; wait > 0 {
+			g.gathering = true
+		}
+	} else {
+		for _, m := range g.members {
+			wait = max(wait, m.rebalance)
+		}
+	}
+	g.state = groupJoining
+	g.round++
+	round := g.round
+	g.stopDeadline()
+	if wait <= 0 {
+		return
+	}
+	g.deadline = time.AfterFunc(wait, func() {
+		g.gs.mu.Lock()
+		defer g.gs.mu.Unlock()
+		if g.state == groupJoining && g.round == round {
+			g.complete()
+		}
+	})
+}
+
+// maybeComplete ends a joining when everyone has joined.
+func (g *group) maybeComplete() {
+	if g.state != groupJoining || g.gathering || len(g.pending) > 0 {
+		return
+	}
+	for _, m := range g.members {
+		if m.join == nil {
+			return
+		}
+	}
+	g.complete()
+}
+
+// complete ends a joining: who has not joined is out, the rest is a generation.
+func (g *group) complete() {
+	g.stopDeadline()
+	g.gathering = false
+	for _, m := range g.members {
+		if m.join == nil {
+			g.drop(m)
+		}
+	}
+	g.generation++
+	if len(g.members) == 0 {
+		g.state = groupEmpty
+		g.collect()
+		return
+	}
+	if g.members[g.leader] == nil {
+		for id := range g.members {
+			g.leader = id
+			break
+		}
+	}
+	g.protocol = g.elect()
+	g.state = groupSyncing
+	for _, m := range g.members {
+		m.join <- g.joined(m)
+		m.join = nil
+		m.touch(g)
+	}
+}
+
+// elect chooses the protocol that most members like best among those that all
+// speak.
+func (g *group) elect() string {
+	common := g.common("")
+	votes := make(map[string]int)
+	for _, m := range g.members {
+		for _, p := range m.protocols {
+			if common[p.Name] {
+				votes[p.Name]++
+				break
+			}
+		}
+	}
+	best := ""
+	for name, n := range votes {
+		if best == "" || n > votes[best] || n == votes[best] && name < best {
+			best = name
+		}
+	}
+	return best
+}
+
+func (g *group) joined(m *member) *kmsg.JoinGroupResponse {
+	resp := kmsg.NewPtrJoinGroupResponse()
+	resp.Generation = g.generation
+	typ, proto := g.protocolType, g.protocol
+	resp.ProtocolType, resp.Protocol = &typ, &proto
+	resp.LeaderID, resp.MemberID = g.leader, m.id
+	if m.id != g.leader {
+		return resp
+	}
+	for _, o := range g.members {
+		rm := kmsg.NewJoinGroupResponseMember()
+		rm.MemberID = o.id
+		if o.instance != "" {
+			rm.InstanceID = kmsg.StringPtr(o.instance)
+		}
+		rm.ProtocolMetadata = []byte{}
+		for _, p := range o.protocols {
+			if p.Name == g.protocol {
+				rm.ProtocolMetadata = p.Metadata
+				break
+			}
+		}
+		resp.Members = append(resp.Members, rm)
+	}
+	return resp
+}
+
+// sync hands in the leader's assignment and gets the member's own share.
+func (gs *groups) sync(req *kmsg.SyncGroupRequest) (<-chan *kmsg.SyncGroupResponse, *kmsg.SyncGroupResponse) {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	g, m, e := gs.find(req.Group, req.MemberID, req.InstanceID, req.Generation)
+	if e != nil {
+		return nil, syncError(e)
+	}
+	if req.ProtocolType != nil && *req.ProtocolType != g.protocolType || req.Protocol != nil && *req.Protocol != g.protocol {
+		return nil, syncError(kerr.InconsistentGroupProtocol)
+	}
+	m.touch(g)
+	switch g.state {
+	case groupJoining:
+		return nil, syncError(kerr.RebalanceInProgress)
+	case groupStable:
+		return nil, g.share(m)
+	}
+	if m.sync != nil {
+		m.sync <- syncError(kerr.RebalanceInProgress)
+	}
+	m.sync = make(chan *kmsg.SyncGroupResponse, 1)
+	ch := m.sync
+	if m.id == g.leader {
+		for _, a := range req.GroupAssignment {
+			if o := g.members[a.MemberID]; o != nil {
+				o.assignment = bytes.Clone(a.MemberAssignment)
+			}
+		}
+		g.state = groupStable
+		for _, o := range g.members {
+			if o.sync != nil {
+				o.sync <- g.share(o)
+				o.sync = nil
+				o.touch(g)
+			}
+		}
+	}
+	return ch, nil
+}
+
+func (g *group) share(m *member) *kmsg.SyncGroupResponse {
+	resp := kmsg.NewPtrSyncGroupResponse()
+	typ, proto := g.protocolType, g.protocol
+	resp.ProtocolType, resp.Protocol = &typ, &proto
+	if resp.MemberAssignment = m.assignment; resp.MemberAssignment == nil {
+		resp.MemberAssignment = []byte{} // not nullable
+	}
+	return resp
+}
+
+func syncError(e *kerr.Error) *kmsg.SyncGroupResponse {
+	resp := kmsg.NewPtrSyncGroupResponse()
+	resp.ErrorCode, resp.MemberAssignment = e.Code, []byte{}
+	return resp
+}
+
+func (gs *groups) heartbeat(req *kmsg.HeartbeatRequest) *kerr.Error {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	g, m, e := gs.find(req.Group, req.MemberID, req.InstanceID, req.Generation)
+	if e != nil {
+		return e
+	}
+	m.touch(g)
+	if g.state == groupJoining {
+		return kerr.RebalanceInProgress
+	}
+	return nil
+}
+
+// leave removes one member.
+func (gs *groups) leave(groupID, memberID string, instance *string) *kerr.Error {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	g := gs.all[groupID]
+	if g == nil {
+		return kerr.UnknownMemberID
+	}
+	if inst := deref(instance); inst != "" {
+		id := g.static[inst]
+		if id == "" {
+			return kerr.UnknownMemberID
+		}
+		if memberID != "" && memberID != id {
+			return kerr.FencedInstanceID
+		}
+		memberID = id
+	}
+	if t := g.pending[memberID]; t != nil {
+		t.Stop()
+		delete(g.pending, memberID)
+		g.maybeComplete()
+		g.collect()
+		return nil
+	}
+	m := g.members[memberID]
+	if m == nil {
+		return kerr.UnknownMemberID
+	}
+	g.remove(m, kerr.UnknownMemberID)
+	return nil
+}
+
+// find is a member of the current generation.
+func (gs *groups) find(groupID, memberID string, instance *string, generation int32) (*group, *member, *kerr.Error) {
+	g := gs.all[groupID]
+	if groupID == "" {
+		return nil, nil, kerr.InvalidGroupID
+	}
+	if g == nil {
+		return nil, nil, kerr.UnknownMemberID
+	}
+	if inst := deref(instance); inst != "" && g.static[inst] != "" && g.static[inst] != memberID {
+		return nil, nil, kerr.FencedInstanceID
+	}
+	m := g.members[memberID]
+	if m == nil {
+		return nil, nil, kerr.UnknownMemberID
+	}
+	if generation != g.generation {
+		return nil, nil, kerr.IllegalGeneration
+	}
+	return g, m, nil
+}
+
+// active tells whether the group has members.
+func (gs *groups) active(id string) bool {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	g := gs.all[id]
+	return g != nil && len(g.members) > 0
+}
+
+// remove takes a member out; the others join anew.
+func (g *group) remove(m *member, e *kerr.Error) {
+	if m.join != nil {
+		m.join <- joinError(e, m.id)
+		m.join = nil
+	}
+	if m.sync != nil {
+		m.sync <- syncError(e)
+		m.sync = nil
+	}
+	g.drop(m)
+	switch {
+	case len(g.members) == 0 && g.state != groupJoining:
+		g.state = groupEmpty
+		g.generation++
+	case len(g.members) == 0:
+		g.complete()
+	case g.state == groupJoining:
+		g.maybeComplete()
+	default:
+		g.rebalance()
+	}
+	g.collect()
+}
+
+// drop forgets a member.
+func (g *group) drop(m *member) {
+	m.expiry.Stop()
+	delete(g.members, m.id)
+	if m.instance != "" && g.static[m.instance] == m.id {
+		delete(g.static, m.instance)
+	}
+}
+
+// touch begins the member's session anew.
+func (m *member) touch(g *group) {
+	if m.expiry != nil {
+		m.expiry.Stop()
+	}
+	var t *time.Timer
+	t = time.AfterFunc(m.session, func() {
+		g.gs.mu.Lock()
+		defer g.gs.mu.Unlock()
+		if g.members[m.id] != m || m.expiry != t {
+			return
+		}
+		if m.join != nil || m.sync != nil {
+			m.touch(g) // it waits for us
+			return
+		}
+		g.gs.s.log.Info("kafka group member expired", "group", g.id, "member", m.id, "session", m.session)
+		g.remove(m, kerr.UnknownMemberID)
+	})
+	m.expiry = t
+}
+
+func (g *group) forgetPending(id string) {
+	g.gs.mu.Lock()
+	defer g.gs.mu.Unlock()
+	if g.pending[id] != nil {
+		delete(g.pending, id)
+		g.maybeComplete()
+		g.collect()
+	}
+}
+
+// collect forgets a group that nobody is in.
+func (g *group) collect() {
+	if len(g.members) == 0 && len(g.pending) == 0 && g.gs.all[g.id] == g {
+		g.stopDeadline()
+		delete(g.gs.all, g.id)
+	}
+}
+
+func (g *group) stopDeadline() {
+	if g.deadline != nil {
+		g.deadline.Stop()
+		g.deadline = nil
+	}
+}
+
+// memberID makes an id that nobody guesses.
+func memberID(clientID string) string {
+	if len(clientID) > 100 {
+		clientID = clientID[:100]
+	}
+	return clientID + "-" + rand.Text()
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+func sameProtocols(a, b []kmsg.JoinGroupRequestProtocol) bool {
+	return slices.EqualFunc(a, b, func(a, b kmsg.JoinGroupRequestProtocol) bool {
+		return a.Name == b.Name && bytes.Equal(a.Metadata, b.Metadata)
+	})
+}
+
+// cloneProtocols copies what points into the request's frame.
+func cloneProtocols(ps []kmsg.JoinGroupRequestProtocol) []kmsg.JoinGroupRequestProtocol {
+	out := make([]kmsg.JoinGroupRequestProtocol, len(ps))
+	for i, p := range ps {
+		out[i] = kmsg.NewJoinGroupRequestProtocol()
+		out[i].Name, out[i].Metadata = p.Name, append([]byte{}, p.Metadata...)
+	}
+	return out
+}
