@@ -145,7 +145,7 @@ func (n *Node) open() error {
 			MaxBytes: int64(cc.MaxSize), WhenFull: policy, MinFreeBytes: int64(cc.MinFree),
 		})
 		names = append(names, cc.Name)
-		n.logger.Info("storage class", "class", cc.Name, "commit_interval", interval, "medium", n.medium.Kind, "device", n.medium.Device, "when_full", policy)
+		n.logger.Info("storage class", "class", cc.Name, "commit_interval", interval, "medium", n.medium.Kind, "device", n.medium.Device, "when_full", policy.String())
 	}
 	n.sectors = -1
 	if s, ok := n.medium.sectorsWritten("/sys"); ok {
@@ -258,7 +258,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 
 	for i, l := range mqttListeners {
 		o := mqtt.ListenerOptions{TLS: n.mqttTLS[i], WebSocket: n.cfg.MQTT.Listeners[i].Transport == "websocket"}
-		n.logger.Info("listening for mqtt", "address", l.Addr(), "tls", o.TLS != nil, "websocket", o.WebSocket)
+		n.logger.Info("listening for mqtt", "address", l.Addr().String(), "tls", o.TLS != nil, "websocket", o.WebSocket)
 		intake.Go(func() error {
 			if err := n.mqtt.Serve(l, o); err != nil && !errors.Is(err, mqtt.ErrServerClosed) {
 				fail(fmt.Errorf("mqtt listener %s: %w", l.Addr(), err))
@@ -279,7 +279,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	house.Go(func() error { n.notify.watch(houseCtx, n.healthy); return nil })
 	srv := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
 	if web != nil {
-		n.logger.Info("listening for http", "address", web.Addr())
+		n.logger.Info("listening for http", "address", web.Addr().String())
 		server.Go(func() error {
 			if err := srv.Serve(web); !errors.Is(err, http.ErrServerClosed) {
 				fail(fmt.Errorf("http listener %s: %w", web.Addr(), err))

@@ -21,13 +21,10 @@ const (
 	headerEventNanos  = "event.time.ns"
 )
 
-// The part of a record that a node encodes (record.AppendTail's layout, Kafka
-// protocol guide "Record"):
-//
-//	keyLen key valueLen value headerCount headers
-//
-// Key and the first two headers depend on connection and topic only and are
-// encoded once, into a route; per publish there are value, QoS and event time.
+// A record is handed to the store in parts (storage.Append.RecordParts): key and the
+// first two headers depend on connection and topic only and are encoded once, into a
+// route; per publish there are the value and the headers that appendHeaders makes.
+// Layout: Kafka protocol guide, "Record".
 
 // appendVar appends a zigzag varint.
 func appendVar(dst []byte, n int) []byte { return binary.AppendVarint(dst, int64(n)) }
@@ -78,31 +75,29 @@ func metaOf(p *mqtt.Publish) meta {
 	return m
 }
 
-// appendTail encodes one record. key and static are a route's; nanos is the event
-// time, written when fromPayload.
-func appendTail(dst, key, payload, static []byte, m *meta, nanos int64, fromPayload bool) []byte {
-	dst = append(dst, key...)
-	dst = append(appendVar(dst, len(payload)), payload...)
-	n := 3 + len(m.user) // topic, client, qos
-	for _, b := range [...]bool{m.retain, m.contentType != nil, m.response != nil, m.correlation != nil, fromPayload} {
-		if b {
-			n++
-		}
-	}
-	dst = appendVar(dst, n)
-	dst = append(dst, static...)
+// staticHeaders is how many headers a route holds encoded: topic and client.
+const staticHeaders = 2
+
+// appendHeaders encodes what follows a route's headers, and returns how many there
+// are. nanos is the event time, written when fromPayload.
+func appendHeaders(dst []byte, m *meta, nanos int64, fromPayload bool) ([]byte, int) {
 	dst = append(dst, qosHeaders[m.qos]...)
+	n := 1 + len(m.user)
 	if m.retain {
 		dst = append(dst, retainHeader...)
+		n++
 	}
 	if m.contentType != nil {
 		dst = appendHeader(dst, headerContentType, m.contentType)
+		n++
 	}
 	if m.response != nil {
 		dst = appendHeader(dst, headerResponse, m.response)
+		n++
 	}
 	if m.correlation != nil {
 		dst = appendHeader(dst, headerCorrelation, m.correlation)
+		n++
 	}
 	for i := range m.user {
 		u := &m.user[i]
@@ -111,9 +106,12 @@ func appendTail(dst, key, payload, static []byte, m *meta, nanos int64, fromPayl
 		dst = append(appendVar(dst, len(u.Value)), u.Value...)
 	}
 	if fromPayload {
-		dst = append(appendVar(dst, len(headerEventNanos)), headerEventNanos...)
-		dst = appendVar(dst, 8)
+		dst = append(dst, eventHeader...)
 		dst = binary.BigEndian.AppendUint64(dst, uint64(nanos))
+		n++
 	}
-	return dst
+	return dst, n
 }
+
+// eventHeader is the event time's header up to its 8 bytes of value.
+var eventHeader = appendVar(append(appendVar(nil, len(headerEventNanos)), headerEventNanos...), 8)

@@ -90,7 +90,7 @@ type burst struct {
 	client, user string
 	appends      []*storage.Append // by class; nil until the class was needed once
 	state        bool              // appends[0] has state changes
-	tail         []byte            // scratch
+	scratch      []byte            // headers of one record
 
 	done              func(error)
 	submitted, joined func(*storage.Append, error) // bound once
@@ -128,8 +128,9 @@ func (b *burst) add(r *route, payload []byte, m *meta, arrival time.Time) error 
 	if err != nil {
 		return b.in.refuse(r, err)
 	}
-	b.tail = appendTail(b.tail[:0], r.key, payload, r.static, m, t.Nanos, t.FromPayload)
-	if err := b.class(r.class).RecordTail(r.part, t.Millis, b.tail); err != nil {
+	var n int
+	b.scratch, n = appendHeaders(b.scratch[:0], m, t.Nanos, t.FromPayload)
+	if err := b.class(r.class).RecordParts(r.part, t.Millis, r.key, payload, staticHeaders+n, r.static, b.scratch); err != nil {
 		return b.in.refuse(r, err)
 	}
 	r.Stats.Records.Add(1)
@@ -223,8 +224,8 @@ func (b *burst) finish(err error) {
 			a.Reset()
 		}
 	}
-	if cap(b.tail) > maxScratch {
-		b.tail = nil
+	if cap(b.scratch) > maxScratch {
+		b.scratch = nil
 	}
 	b.client, b.user, b.state, b.done, b.failed = "", "", false, nil, nil
 	in.bursts.Put(b)

@@ -116,7 +116,7 @@ func softwareVersion() string {
 			v = "devel-" + s.Value[:12]
 		}
 	}
-	if v == "" {
+	if v == "" || v == "(devel)" {
 		return "devel"
 	}
 	return v
