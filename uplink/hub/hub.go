@@ -21,6 +21,7 @@ import (
 	"tailrace/storage"
 	"tailrace/storage/record"
 	"tailrace/storage/storehttp"
+	"tailrace/uplink/hub/kafka"
 	"tailrace/uplink/link"
 	"tailrace/uplink/pki"
 	"tailrace/uplink/wire"
@@ -34,7 +35,7 @@ type Hub struct {
 	central *Embedded
 	nodes   nodeTable
 	links   *link.Server
-	kafka   kafkaServer // nil when its listener is off
+	kafka   *kafka.Server // nil when its listener is off
 	api     *storehttp.Handler
 	metrics *hubMetrics
 	devices *deviceTracker
@@ -326,10 +327,7 @@ func (h *Hub) Run(ctx context.Context) error {
 	}
 	if h.kafkaLn != nil {
 		g.Go(func() error {
-			if err := h.serveKafka(readCtx); readCtx.Err() == nil {
-				return fmt.Errorf("kafka listener: %w", err)
-			}
-			return nil
+			return h.kafka.Serve(readCtx, h.kafkaLn)
 		})
 	}
 	h.ready.Store(true)

@@ -1,19 +1,28 @@
 package hub
 
 import (
-	"context"
-	"net"
+	"fmt"
+
+	"tailrace/storage"
+	"tailrace/uplink/hub/kafka"
 )
 
-// kafkaServer speaks the Kafka protocol on the hub's store.
-type kafkaServer interface {
-	Serve(ctx context.Context, ln net.Listener) error
+// newKafka makes the Kafka protocol's server on the same store. Topics that a
+// client makes, or produces to, follow the rule for any name ("*"); without
+// such a rule a client makes topics with CreateTopics only.
+func (h *Hub) newKafka() (*kafka.Server, error) {
+	c := kafka.Config{Store: h.store, Advertised: h.cfg.Kafka.Advertised, Logger: h.cfg.Logger.With("subsystem", "kafka"), Now: h.cfg.Now, Metrics: h.metrics.set,
+		TopicDefaults: storage.TopicConfig{Partitions: 4, Class: h.cfg.Classes[0].Name, RetentionByArrival: true}}
+	for _, r := range h.cfg.rules() {
+		if r.Match == "*" {
+			c.TopicDefaults = r.config()
+			c.AutoCreate = &c.TopicDefaults
+			break
+		}
+	}
+	s, err := kafka.NewServer(c)
+	if err != nil {
+		return nil, fmt.Errorf("kafka: %w", err)
+	}
+	return s, nil
 }
-
-func (h *Hub) newKafka() (kafkaServer, error) { return idle{}, nil }
-
-type idle struct{}
-
-func (idle) Serve(ctx context.Context, ln net.Listener) error { <-ctx.Done(); return nil }
-
-func (h *Hub) serveKafka(ctx context.Context) error { return h.kafka.Serve(ctx, h.kafkaLn) }

@@ -74,13 +74,14 @@ var families = []family{
 // hubMetrics holds the counters that have no other home.
 type hubMetrics struct {
 	h             *Hub
+	set           *metrics.Set // of other subsystems: the Kafka listener
 	fenced, forks *metrics.Counter
 	requests      [6]*metrics.Counter // by status/100
 }
 
 func newMetrics(h *Hub) *hubMetrics {
-	set := metrics.NewSet()
-	m := &hubMetrics{h: h, fenced: set.NewCounter("fenced"), forks: set.NewCounter("forks")}
+	set := metrics.NewSet() // for the counters' atomics only: exposed by families
+	m := &hubMetrics{h: h, set: metrics.NewSet(), fenced: set.NewCounter("fenced"), forks: set.NewCounter("forks")}
 	for i := range m.requests {
 		m.requests[i] = set.NewCounter("requests" + strconv.Itoa(i))
 	}
@@ -230,6 +231,9 @@ func (h *Hub) WriteMetrics(w io.Writer) {
 	all := h.metrics.collect()
 	var b bytes.Buffer
 	for _, f := range families {
+		if len(all[f.name]) == 0 {
+			continue
+		}
 		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n", f.name, f.help, f.name, f.kind)
 		list := all[f.name]
 		slices.SortFunc(list, func(x, y sample) int { return strings.Compare(x.labels, y.labels) })
@@ -244,6 +248,7 @@ func (h *Hub) WriteMetrics(w io.Writer) {
 			b.WriteByte('\n')
 		}
 	}
+	h.metrics.set.WritePrometheus(&b)
 	metrics.WriteProcessMetrics(&b)
 	w.Write(b.Bytes())
 }

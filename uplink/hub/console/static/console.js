@@ -22,6 +22,19 @@
   const dash = [[], [6, 4], [2, 3], [10, 4], [8, 3, 2, 3], [4, 2], [12, 3], [1, 3]];
   const number = v => v == null ? "–" : Math.abs(v) >= 1000 ? v.toFixed(0) : String(+v.toPrecision(4));
 
+  // uPlot's own times are those of one country: ISO dates and 24 hours instead.
+  // Columns: least distance of two ticks in s, label, and what is added when the
+  // year, month, day, hour, minute or second changes.
+  const day = "\n{YYYY}-{MM}-{DD}";
+  const times = [
+    [31536000, "{YYYY}", null, null, null, null, null, null, 1],
+    [2419200, "{YYYY}-{MM}", null, null, null, null, null, null, 1],
+    [86400, "{MM}-{DD}", "\n{YYYY}", null, null, null, null, null, 1],
+    [60, "{HH}:{mm}", day, null, day, null, null, null, 1],
+    [1, "{HH}:{mm}:{ss}", day, null, day, null, null, null, 1],
+    [0.001, ":{ss}.{fff}", day + " {HH}:{mm}", null, day + " {HH}:{mm}", null, "\n{HH}:{mm}", null, 1],
+  ];
+
   let plot, shape = "", latest;
 
   const options = d => {
@@ -33,8 +46,8 @@
       tzDate: ts => uPlot.tzDate(new Date(ts * 1e3), "Etc/UTC"),
       cursor: { drag: { x: true, y: false } },
       scales: { x: { time: true } },
-      axes: [axis, { ...axis, size: 62 }],
-      series: [{}, ...d.series.map((s, i) => ({
+      axes: [{ ...axis, values: times }, { ...axis, size: 62 }],
+      series: [{ label: "Time (UTC)", value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" }, ...d.series.map((s, i) => ({
         label: s.key, stroke: c[i % 8], dash: dash[i % 8], width: 1.6,
         points: { show: d.times.length < 60 }, value: (_, v) => number(v),
       }))],
