@@ -122,14 +122,16 @@ func (r *Receiver) Plan(inv wire.Inventory, progress []Progress, mode map[string
 		if x, ok := mode[info.Topic]; ok {
 			m = x
 		}
-		if m == wire.ModeOnDemand {
-			continue
-		}
 		for _, sp := range spans(r.epochs, info.Topic, info.Partition) {
 			var held RangeSet
 			var last *wire.Held
 			if k := known[key{name{info.Topic, info.Partition}, r.epochs[sp.epoch].ID}]; k != nil {
 				held, last = k.Held, k.Last
+			}
+			// The node may have missed the acks: it frees by them, so it hears again.
+			r.ack(info.ID, sp.epoch, held)
+			if m == wire.ModeOnDemand {
+				continue
 			}
 			missing := held.Missing(sp.from, sp.to)
 			if len(missing) > wire.MaxRanges {
@@ -384,16 +386,6 @@ func (r *Receiver) finish(w *recvWant) {
 func (r *Receiver) Durable(d *Deliver, held RangeSet) {
 	r.lanes[d.Origin.Lane].returned += uint64(d.Bytes)
 	r.ack(d.part, d.epoch, held)
-}
-
-// Held acknowledges ranges of a partition that need no sending (durable before this session).
-func (r *Receiver) Held(topic string, index int, epoch wire.ID, held RangeSet) {
-	e := epochIndex(r.epochs, epoch)
-	for id, p := range r.parts {
-		if e >= 0 && p.info.Topic == topic && p.info.Partition == index {
-			r.ack(id, e, held)
-		}
-	}
 }
 
 func (r *Receiver) ack(part uint32, epoch int, held RangeSet) {

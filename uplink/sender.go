@@ -76,12 +76,12 @@ type senderWant struct {
 type wantState uint8
 
 const (
-	wantIdle  wantState = iota // nothing durable to send
-	wantReady                  // in a ready queue
-	wantCheck                  // in checks, or its check is being read
-	wantBusy                   // its next range is being read
-	wantFailed                 // its read failed; Retry
-	wantDone                   // nothing left, forked or cancelled
+	wantIdle   wantState = iota // nothing durable to send
+	wantReady                   // in a ready queue
+	wantCheck                   // in checks, or its check is being read
+	wantBusy                    // its next range is being read
+	wantFailed                  // its read failed; Retry
+	wantDone                    // nothing left, forked or cancelled
 )
 
 // slice is a range that was handed to a connection.

@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -184,6 +185,8 @@ type dialer struct {
 	at       int      // in hubs
 	failures int
 	earliest time.Time // a hub asked not to come back before
+	addr     net.Addr  // last dialled
+	boot     wire.ID   // of the hub that welcomed last
 }
 
 // next dials the next hub and opens a session there.
@@ -231,7 +234,8 @@ func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
 	conf.VerifyConnection = verifyHub(conf.VerifyConnection)
 	qc := quicConfig(c.cfg.IdleTimeout, c.cfg.DialTimeout)
 	qc.MaxIncomingStreams, qc.MaxIncomingUniStreams = -1, -1
-	conn, err := d.tr.Dial(ctx, addr, conf, qc)
+	d.addr = addr
+	conn, err := d.handshake(ctx, conf, qc)
 	if err != nil {
 		return nil, err
 	}
@@ -241,8 +245,37 @@ func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
 		conn.CloseWithError(quic.ApplicationErrorCode(codeOf(err)), clip(err.Error()))
 		return nil, err
 	}
+	d.boot = s.welcome.Boot
 	return s, nil
 }
+
+// handshake dials. A handshake that began while the path was down repeats itself ever
+// more slowly: when a probe finds the path back, it is begun anew, once.
+func (d *dialer) handshake(ctx context.Context, conf *tls.Config, qc *quic.Config) (*quic.Conn, error) {
+	for again := false; ; again = true {
+		hctx, cancel := context.WithCancelCause(ctx)
+		if !again {
+			up := probePath(hctx, d.tr, d.addr, d.c.cfg.Rand)
+			go func() {
+				select {
+				case a := <-up:
+					if a.missed > 0 {
+						cancel(errPathUp)
+					}
+				case <-hctx.Done():
+				}
+			}()
+		}
+		conn, err := d.tr.Dial(hctx, d.addr, conf, qc)
+		back := errors.Is(context.Cause(hctx), errPathUp)
+		cancel(nil)
+		if err == nil || again || !back || ctx.Err() != nil {
+			return conn, err
+		}
+	}
+}
+
+var errPathUp = errors.New("the path to the hub is back")
 
 func (d *dialer) failed(err error) {
 	d.failures++
@@ -304,13 +337,35 @@ func (d *dialer) pause(ctx context.Context, beside *session) {
 	if beside != nil {
 		recovered, over = beside.recovered, beside.done
 	}
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	case <-recovered:
-	case <-over:
-	case <-d.c.linkUp:
-		d.failures = 0
+	var up <-chan pathUp
+	if d.tr != nil && d.addr != nil && !d.earliest.After(now) {
+		pctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		up = probePath(pctx, d.tr, d.addr, d.c.cfg.Rand)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		case <-recovered:
+		case <-over:
+		case a := <-up:
+			// Answered at once, the path was not what failed: go on waiting.
+			if a.missed == 0 {
+				up = nil
+				continue
+			}
+			if a.boot == d.boot {
+				d.failures = 0
+				return
+			}
+			up = nil
+			t.Reset(min(wait, time.Duration(d.c.cfg.Rand.Int64N(int64(a.spread)+1))))
+			continue
+		case <-d.c.linkUp:
+			d.failures = 0
+		}
+		return
 	}
 }
 

@@ -86,7 +86,7 @@ func (hs *hubSession) welcome() *wire.Welcome {
 			break
 		}
 	}
-	w := &wire.Welcome{Version: wire.Version, Session: hs.hello.Session, StoreID: hs.storeID, StoreEpoch: hs.epoch,
+	w := &wire.Welcome{Version: wire.Version, Boot: hs.s.boot, Session: hs.hello.Session, StoreID: hs.storeID, StoreEpoch: hs.epoch,
 		Clock: wire.Clock{UnixNano: time.Now().UnixNano(), Trusted: true}, Codec: codec,
 		FrameBytes: uint32(hs.s.cfg.FrameBytes), WindowBytes: uint32(hs.s.cfg.WindowBytes), MaxBulk: uint32(hs.s.cfg.MaxBulk),
 		HeartbeatMS: uint32(hs.s.cfg.Heartbeat.Milliseconds())}

@@ -420,6 +420,8 @@ type world struct {
 	pool *x509.CertPool
 	sink *memSink
 	port int
+	srv  *link.Server
+	cl   []*link.Client
 }
 
 func newWorld(t *testing.T, p linktest.Path) *world {
@@ -464,6 +466,7 @@ func (w *world) runHub(pc net.PacketConn, change func(*link.ServerConfig)) (s *l
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.srv = s
 	return s, w.run("hub", s.Run)
 }
 
@@ -510,6 +513,7 @@ func (w *world) node(id, ip string, src link.Source, change func(*link.ClientCon
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.cl = append(w.cl, c)
 	return c, w.run(id, c.Run)
 }
 
@@ -519,6 +523,12 @@ func (w *world) until(limit time.Duration, what string, f func() bool) time.Dura
 	begin := time.Now()
 	for !f() {
 		if time.Since(begin) > limit {
+			for _, c := range w.cl {
+				w.t.Logf("node: %+v\n%s", c.State(), c.Dump())
+			}
+			if w.srv != nil {
+				w.t.Logf("hub: %s", w.srv.Dump())
+			}
 			w.t.Fatalf("not within %v: %s", limit, what)
 		}
 		time.Sleep(5 * time.Millisecond)

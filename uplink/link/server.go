@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -21,6 +22,7 @@ import (
 type Server struct {
 	cfg      ServerConfig
 	lost     atomic.Int64
+	boot     wire.ID      // this start of the hub
 	reserved atomic.Int64 // raw bytes that sessions may have outstanding
 	wg       sync.WaitGroup
 
@@ -44,7 +46,9 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, nodes: map[string]*node{}, byID: map[wire.ID]*hubSession{}}, nil
+	s := &Server{cfg: cfg, nodes: map[string]*node{}, byID: map[wire.ID]*hubSession{}}
+	rand.Read(s.boot[:])
+	return s, nil
 }
 
 // Run accepts nodes until ctx ends, then closes every connection, waits until the
@@ -69,6 +73,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer l.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	s.wg.Go(func() { s.answerProbes(ctx, tr) })
 	for { // quic-go queues 32 connections: nothing else happens here
 		conn, err := l.Accept(ctx)
 		if err != nil {

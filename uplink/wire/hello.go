@@ -95,6 +95,7 @@ type Welcome struct {
 	MaxBulk     uint32        `cbor:"10,keyasint,omitempty"`
 	HeartbeatMS uint32        `cbor:"11,keyasint,omitempty"`
 	Features    []string      `cbor:"12,keyasint,omitempty"`
+	Boot        ID            `cbor:"13,keyasint"` // one start of the hub's process
 }
 
 // Type implements Message.

@@ -1,0 +1,24 @@
+package link
+
+// Dump describes the sessions of both ends.
+func (c *Client) Dump() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := ""
+	for s := range c.live {
+		s.mu.Lock()
+		out += s.id.String()[:8] + " " + s.sender.String() + "\n"
+		s.mu.Unlock()
+	}
+	return out
+}
+
+func (s *Server) Dump() string {
+	out := ""
+	for _, hs := range s.sessions() {
+		hs.mu.Lock()
+		out += hs.node + hs.recv.String() + "\n"
+		hs.mu.Unlock()
+	}
+	return out
+}
