@@ -74,7 +74,7 @@ func (*CommandResult) Type() Type { return TypeCommandResult }
 
 // HeartbeatPad makes every Heartbeat at least 40 bytes: smaller packets do not
 // provoke a stateless reset from a restarted hub (RFC 9000, 10.3).
-const HeartbeatPad = 24
+const HeartbeatPad = 32
 
 // Heartbeat goes both ways. The receiver of one with Reply false answers with the
 // same Sequence and Sent, Reply true and its own Clock: that measures round trip and clock offset.
