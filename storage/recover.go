@@ -14,7 +14,8 @@ type recovered struct {
 	segs    []*segment
 	indexes []*segmentIndex // per segment; the tail's is loaded whole
 	next    map[PartitionID]int64
-	lost    []lostRange
+	lost    []lostRange // as damage entries say
+	gaps    []lostRange // between batches of one segment
 	commit  uint64 // last one
 	repairs []Repair
 	cut     bool // durable or torn bytes were taken away: the epoch rises
@@ -173,13 +174,10 @@ func (l *classLog) cutTail(r *recovered) error {
 		r.report(l, rep)
 		changed = true
 	}
-	if changed { // before the tail gets shorter, see cutToDurable
-		if err := l.syncSegDir(); err != nil {
+	if seg.size > end {
+		if err := l.syncSegDir(); err != nil { // before the tail gets shorter, see cutToDurable
 			return err
 		}
-		changed = false
-	}
-	if seg.size > end {
 		rep := Repair{File: filepath.Base(seg.path), What: "tail-cut", Bytes: seg.size - end}
 		if rot {
 			rep.Detail = "valid entries behind damage in the last commit" + kept(l.quarantine(seg.path, "tail", false))
@@ -279,7 +277,7 @@ func (l *classLog) loadSegment(r *recovered, i int, floor uint64) error {
 		refs := x.parts[j].refs
 		for k := 1; k < len(refs); k++ {
 			if refs[k].base > refs[k-1].next {
-				r.lost = append(r.lost, lostRange{x.parts[j].id, refs[k-1].next, refs[k].base})
+				r.gaps = append(r.gaps, lostRange{x.parts[j].id, refs[k-1].next, refs[k].base})
 			}
 		}
 	}
@@ -317,9 +315,6 @@ func (l *classLog) replay(r *recovered, seg *segment, sc *segmentScan) {
 			}
 		case entryDamage:
 			_, ranges := parseDamage(env.payload)
-			for _, lr := range ranges {
-				r.next[lr.partition] = max(r.next[lr.partition], lr.to)
-			}
 			r.lost = append(r.lost, ranges...)
 		}
 	}

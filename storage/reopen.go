@@ -91,7 +91,6 @@ func (l *classLog) cutToDurable() error {
 	}
 	tail := l.tailSegment()
 	var front uint64
-	removed := false
 	for _, e := range ents {
 		first, ok := segmentFirst(e.Name())
 		switch {
@@ -101,18 +100,15 @@ func (l *classLog) cutToDurable() error {
 			if err := fsys.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return &DiskError{"remove", path, err}
 			}
-			removed = true
 		case front == 0:
 			front = first
 		}
 	}
-	// Before the tail gets shorter: a later segment that a power cut brings back
-	// behind a shorter tail would be a hole, and recovery believes what comes after
-	// a hole.
-	if removed {
-		if err := l.syncSegDir(); err != nil {
-			return err
-		}
+	// Before the tail gets shorter: a later segment, removed now or by an attempt that
+	// failed, that a power cut brings back behind a shorter tail would be a hole, and
+	// recovery believes what comes after a hole.
+	if err := l.syncSegDir(); err != nil {
+		return err
 	}
 	if err := durable.CutFile(fsys, tail.path, tail.size); err != nil {
 		return &DiskError{"cut", tail.path, err}

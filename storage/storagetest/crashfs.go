@@ -202,6 +202,8 @@ func (c *CrashFS) call(kind Call, path string, do func(short int) error) error {
 			if err := do(a.Short); err != nil {
 				return err
 			}
+		} else if kind == Sync {
+			_ = do(syncFails)
 		}
 		return &fs.PathError{Op: kind.String(), Path: path, Err: a.Err}
 	}
@@ -434,8 +436,17 @@ func (f *file) Write(b []byte) (n int, err error) {
 	return n, err
 }
 
+// syncFails is given to the action of Sync, in place of a length, when it is to fail.
+const syncFails = 0
+
 func (f *file) Sync() error {
-	return f.c.call(Sync, f.f.Name(), func(int) error { return f.n.sync() })
+	return f.c.call(Sync, f.f.Name(), func(how int) error {
+		if how == syncFails {
+			f.n.syncFailed()
+			return nil
+		}
+		return f.n.sync()
+	})
 }
 
 func (f *file) Truncate(size int64) error {
@@ -443,6 +454,7 @@ func (f *file) Truncate(size int64) error {
 		if err := f.n.overwriting(size, 1<<62-size); err != nil {
 			return err
 		}
+		f.n.cutLost(size)
 		return f.f.Truncate(size)
 	})
 }
@@ -450,4 +462,15 @@ func (f *file) Truncate(size int64) error {
 func (f *file) Stat() (fi fs.FileInfo, err error) {
 	err = f.c.call(Stat, f.f.Name(), func(int) (err error) { fi, err = f.f.Stat(); return err })
 	return fi, err
+}
+
+// Pending lists the entry changes that no directory fsync has made durable yet.
+func (c *CrashFS) Pending() []string {
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	var out []string
+	for _, o := range c.d.ops {
+		out = append(out, o.String())
+	}
+	return out
 }

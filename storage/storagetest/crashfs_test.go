@@ -330,3 +330,29 @@ func TestAfterPowerCutEveryCallFails(t *testing.T) {
 		}
 	}
 }
+
+// Linux marks pages clean after a failed fsync: a retry reports success and the bytes may
+// be gone all the same.
+func TestFailedSyncGivesBytesUpAndARetryDoesNotBringThemBack(t *testing.T) {
+	base := scratch(t)
+	c := newFS(t, filepath.Join(base, "live"))
+	f, err := c.OpenFile(filepath.Join(c.Dir(), "a"), os.O_CREATE|os.O_RDWR, 0o600)
+	must(t, err)
+	must(t, c.SyncDir(c.Dir()))
+	_, err = f.Write([]byte("once"))
+	must(t, err)
+	c.Inject(storagetest.Fault{Call: storagetest.Sync, Err: syscall.EIO})
+	if err := f.Sync(); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	must(t, f.Sync())
+	gone := 0
+	images(t, c, base, func(dir, note string) {
+		if b, _ := os.ReadFile(filepath.Join(dir, "a")); string(b) != "once" {
+			gone++
+		}
+	})
+	if gone < 100 {
+		t.Errorf("the bytes of a failed fsync were gone after %d of 300 power cuts", gone)
+	}
+}

@@ -45,7 +45,12 @@ type node struct {
 	link   string           // its name in the shadow directory
 	synced int64            // length at the last fsync
 	old    map[int64][]byte // by sector number: durable bytes overwritten since
+	lost   []span           // written, but a failed fsync gave them up
 }
+
+// span is a range of bytes. After a failed fsync Linux marks the pages clean: a later
+// fsync succeeds and the bytes may be on the disk or not.
+type span struct{ from, to int64 }
 
 type opKind int
 
@@ -446,6 +451,24 @@ func (n *node) sync() error {
 	}
 	n.synced, n.old = size, nil
 	return nil
+}
+
+// syncFailed notes an fsync that reported a failure: what it was to write is given up.
+func (n *node) syncFailed() {
+	if size, err := n.size(); err == nil && size > n.synced {
+		n.lost = append(n.lost, span{n.synced, size})
+	}
+}
+
+// cutLost forgets given-up bytes beyond a new length.
+func (n *node) cutLost(size int64) {
+	kept := n.lost[:0]
+	for _, s := range n.lost {
+		if s.to = min(s.to, size); s.from < s.to {
+			kept = append(kept, s)
+		}
+	}
+	n.lost = kept
 }
 
 // syncDir makes the entries of a directory durable.

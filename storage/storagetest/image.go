@@ -134,7 +134,23 @@ func (n *node) content(r *rand.Rand, torn bool) (b []byte, how string, err error
 			copy(sure[s*sectorBytes:], old)
 		}
 	}
+	given := 0
+	for _, l := range n.lost {
+		from, to := min(l.from, synced), min(l.to, synced)
+		switch {
+		case from == to:
+		case r.IntN(3) == 0:
+			clear(sure[from:to])
+			given++
+		case r.IntN(2) == 0:
+			garbage(r, sure[from:to])
+			given++
+		}
+	}
 	if len(n.old) == 0 && int64(len(now)) == synced {
+		if given > 0 {
+			return sure, fmt.Sprintf("%d ranges given up by a failed fsync", given), nil
+		}
 		return sure, "", nil
 	}
 	if len(n.old) == 0 && int64(len(now)) > synced {

@@ -1,0 +1,239 @@
+package storagetest
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"sort"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// The oracle is a second reader of a log directory, written from storage/FORMAT.md and
+// the Kafka protocol only. It shares no code with package storage, knows no index and no
+// cache, reads everything into memory, and says what a healthy store must say.
+
+// OracleLog is what one commit log holds.
+type OracleLog struct {
+	Dir     string
+	Entries []OracleEntry
+	// Records by partition id, in log order, those below a start offset included.
+	Records map[uint32][]OracleRecord
+	// Cut is how many bytes follow the last complete commit.
+	Cut int64
+	// Problems are contradictions in what was read: none in a healthy log.
+	Problems []string
+}
+
+// OracleEntry is one entry of the log.
+type OracleEntry struct {
+	Kind, Flags byte
+	Epoch       int32
+	Index       uint64
+	Commit      uint64
+	Time        int64
+	Partition   uint32
+	Origin      []byte
+	Payload     []byte
+}
+
+// OracleRecord is one record of a partition.
+type OracleRecord struct {
+	Offset    int64
+	Timestamp int64
+	Epoch     int32
+	Key       []byte
+	Value     []byte
+	Headers   []kmsg.Header
+}
+
+const (
+	oracleEnvelope = 48
+	kindData       = 1
+	kindDamage     = 3
+	flagLast       = 2
+)
+
+var oracleCRC = crc32.MakeTable(crc32.Castagnoli)
+
+// ReadLog reads the segments in dir as recovery must see them: the last run of segments
+// without a hole, up to the last complete commit.
+func ReadLog(dir string) (*OracleLog, error) {
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range list {
+		if isSegment(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	sort.Strings(names)
+	l := &OracleLog{Dir: dir, Records: map[uint32][]OracleRecord{}}
+	type item struct {
+		e    OracleEntry
+		size int64
+	}
+	var all []item
+	next := uint64(0)
+	for i, name := range names {
+		var first uint64
+		if _, err := fmt.Sscanf(name, "%020d", &first); err != nil {
+			return nil, err
+		}
+		if next != 0 && first != next { // a hole: only what comes after it counts
+			all, l.Cut = nil, 0
+		}
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return nil, err
+		}
+		next = first
+		for len(b) > 0 {
+			e, n, err := oracleEntry(b)
+			if err != nil {
+				if i != len(names)-1 {
+					l.problem("segment %s, entry %d: %v, and segments follow", name, next, err)
+				}
+				l.Cut += int64(len(b))
+				break
+			}
+			if e.Index != next {
+				l.problem("segment %s: entry %d says it is %d", name, next, e.Index)
+			}
+			all = append(all, item{e, int64(n)})
+			b, next = b[n:], next+1
+		}
+	}
+	end := len(all)
+	for end > 0 && all[end-1].e.Flags&flagLast == 0 {
+		end--
+		l.Cut += all[end].size
+	}
+	for _, it := range all[:end] {
+		l.Entries = append(l.Entries, it.e)
+	}
+	l.check()
+	return l, nil
+}
+
+func (l *OracleLog) problem(format string, args ...any) {
+	if len(l.Problems) < 20 {
+		l.Problems = append(l.Problems, fmt.Sprintf(format, args...))
+	}
+}
+
+// oracleEntry reads one entry and its frame.
+func oracleEntry(b []byte) (OracleEntry, int, error) {
+	var e OracleEntry
+	size, n := binary.Uvarint(b)
+	if n <= 0 || size > uint64(len(b)-n) || size < oracleEnvelope {
+		return e, 0, errors.New("torn frame")
+	}
+	x := b[n : n+int(size)]
+	if x[0] != 'T' || x[1] != 'R' || x[2] != 1 {
+		return e, 0, errors.New("no envelope")
+	}
+	sum := crc32.Update(crc32.Checksum(x[:8], oracleCRC), oracleCRC, x[12:])
+	if sum != binary.BigEndian.Uint32(x[8:]) {
+		return e, 0, errors.New("checksum of the envelope")
+	}
+	origin, payload := uint64(binary.BigEndian.Uint16(x[6:])), uint64(binary.BigEndian.Uint32(x[44:]))
+	if oracleEnvelope+origin+payload != size {
+		return e, 0, errors.New("lengths of the envelope")
+	}
+	e = OracleEntry{
+		Kind: x[3], Flags: x[4], Epoch: int32(binary.BigEndian.Uint32(x[12:])),
+		Index: binary.BigEndian.Uint64(x[16:]), Commit: binary.BigEndian.Uint64(x[24:]), Time: int64(binary.BigEndian.Uint64(x[32:])),
+		Partition: binary.BigEndian.Uint32(x[40:]),
+		Origin:    x[oracleEnvelope : oracleEnvelope+origin], Payload: x[oracleEnvelope+origin:],
+	}
+	return e, n + int(size), nil
+}
+
+// check reads the batches and looks for contradictions between entries.
+func (l *OracleLog) check() {
+	next := map[uint32]int64{}
+	var commit uint64
+	for i, e := range l.Entries {
+		if e.Commit < commit {
+			l.problem("entry %d belongs to commit %d after commit %d", e.Index, e.Commit, commit)
+		}
+		commit = e.Commit
+		if i > 0 && e.Epoch < l.Entries[i-1].Epoch {
+			l.problem("entry %d is of epoch %d after epoch %d", e.Index, e.Epoch, l.Entries[i-1].Epoch)
+		}
+		if e.Kind != kindData {
+			continue
+		}
+		recs, err := oracleBatch(e.Payload)
+		if err != nil {
+			l.problem("entry %d, partition %d: %v", e.Index, e.Partition, err)
+			continue
+		}
+		for _, r := range recs {
+			if want, ok := next[e.Partition]; ok && r.Offset != want {
+				l.problem("entry %d, partition %d: offset %d where %d is due", e.Index, e.Partition, r.Offset, want)
+			}
+			next[e.Partition] = r.Offset + 1
+		}
+		l.Records[e.Partition] = append(l.Records[e.Partition], recs...)
+	}
+}
+
+// oracleBatch reads a RecordBatch v2 with the decoder of franz-go.
+func oracleBatch(b []byte) ([]OracleRecord, error) {
+	var rb kmsg.RecordBatch
+	if err := rb.ReadFrom(b); err != nil {
+		return nil, fmt.Errorf("batch: %w", err)
+	}
+	if rb.Magic != 2 || int(rb.Length) != len(b)-12 {
+		return nil, fmt.Errorf("batch: magic %d, length %d of %d bytes", rb.Magic, rb.Length, len(b))
+	}
+	if sum := crc32.Checksum(b[21:], oracleCRC); sum != uint32(rb.CRC) {
+		return nil, fmt.Errorf("batch: crc32c %08x, header says %08x", sum, uint32(rb.CRC))
+	}
+	raw := rb.Records
+	switch rb.Attributes & 7 {
+	case 0:
+	case 4:
+		d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20))
+		if err != nil {
+			return nil, err
+		}
+		defer d.Close()
+		if raw, err = d.DecodeAll(raw, nil); err != nil {
+			return nil, fmt.Errorf("batch: %w", err)
+		}
+	default:
+		return nil, fmt.Errorf("batch: codec %d is not for nodes", rb.Attributes&7)
+	}
+	out := make([]OracleRecord, 0, rb.NumRecords)
+	for i := range int(rb.NumRecords) {
+		length, n := binary.Varint(raw)
+		if n <= 0 || length < 0 || int(length) > len(raw)-n {
+			return nil, fmt.Errorf("batch: record %d of %d is cut", i, rb.NumRecords)
+		}
+		var r kmsg.Record
+		if err := r.ReadFrom(raw[:n+int(length)]); err != nil {
+			return nil, fmt.Errorf("batch: record %d: %w", i, err)
+		}
+		out = append(out, OracleRecord{
+			Offset: rb.FirstOffset + int64(r.OffsetDelta), Timestamp: rb.FirstTimestamp + r.TimestampDelta64,
+			Epoch: rb.PartitionLeaderEpoch, Key: r.Key, Value: r.Value, Headers: r.Headers,
+		})
+		raw = raw[n+int(length):]
+	}
+	if len(raw) != 0 {
+		return nil, fmt.Errorf("batch: %d bytes after the last record", len(raw))
+	}
+	if n := len(out); n == 0 || out[n-1].Offset != rb.FirstOffset+int64(rb.LastOffsetDelta) {
+		return nil, fmt.Errorf("batch: last offset delta %d with %d records", rb.LastOffsetDelta, n)
+	}
+	return out, nil
+}
