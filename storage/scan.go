@@ -191,7 +191,8 @@ func salvage(b []byte, next map[PartitionID]int64) (lostRange, bool) {
 	}
 	base := int64(binary.BigEndian.Uint64(b[o:]))
 	count := int64(int32(binary.BigEndian.Uint32(b[o+57:])))
-	if base != want || count < 1 || count > MaxRecordBytes/7 {
+	delta := int64(int32(binary.BigEndian.Uint32(b[o+23:])))
+	if base != want || count < 1 || count > MaxRecordBytes/7 || delta != count-1 {
 		return lostRange{}, false
 	}
 	return lostRange{id, base, base + count}, true

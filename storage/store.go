@@ -434,7 +434,7 @@ func (s *Store) loadTopics(l *classLog, r *recovered) error {
 // returns the operations that declare the ranges which are missing.
 func (l *classLog) attach(r *recovered) (lostOps []byte) {
 	parts := make(map[PartitionID]*Partition)
-	lost := r.lost
+	lost := r.gaps
 	for _, p := range l.partitions() {
 		parts[p.id] = p
 		if v, ok := l.state.get(kindStart, string(p.startKey())); ok && len(v) == 8 {
@@ -466,11 +466,20 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 			p.bytes += part.bytes
 		}
 	}
+	// What damage entries say counts only behind the last batch: before it the
+	// gaps between batches tell exactly.
+	salvaged := make(map[PartitionID]int64)
+	for _, lr := range r.lost {
+		if lr.from >= end[lr.partition] {
+			salvaged[lr.partition] = max(salvaged[lr.partition], lr.to)
+		}
+	}
 	newest := l.s.identity.Epoch
 	for _, p := range parts {
-		next := max(p.start, r.next[p.id], newest.ForkAt[p.id])
-		if from := max(p.start, end[p.id]); from < next && newest.ForkAt[p.id] > from {
-			lost = append(lost, lostRange{p.id, from, next})
+		have := max(p.start, end[p.id])
+		next := max(have, salvaged[p.id], newest.ForkAt[p.id])
+		if have < next {
+			lost = append(lost, lostRange{p.id, have, next})
 		}
 		p.next.Store(next)
 		p.hw.Store(next)
