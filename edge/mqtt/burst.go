@@ -30,6 +30,7 @@ type burst struct {
 type retain struct {
 	topic string
 	m     *message // nil deletes
+	fresh bool     // its reservation took a place of its own
 }
 
 var bursts sync.Pool

@@ -183,9 +183,7 @@ func (c *conn) fanOut(b *burst, p *packet.Publish, e *topicEntry, now time.Time)
 	m := newMessage(e.name, p, now, c.ID)
 	if p.Retain {
 		kept := *m
-		if k := s.keepRetained(b.backend(), e.name, &kept); k != nil {
-			b.keep = append(b.keep, *k)
-		}
+		b.keep = append(b.keep, *s.keepRetained(b.backend(), e.name, &kept))
 	}
 	if len(e.direct) > 0 || len(e.shared) > 0 {
 		m.direct, m.shared = e.direct, e.shared

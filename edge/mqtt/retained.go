@@ -14,25 +14,32 @@ type retainedSet struct {
 	mu       sync.Mutex
 	m        map[string]*message
 	bytes    int
-	reserved int // messages on their way
+	pending  map[string]int // topic: messages on their way to the disk
+	fresh    int            // of those, that took a place of their own
 	resBytes int
 }
 
-// reserve makes room for one message; false when the set is full. A deletion needs none.
+// reserve makes room for one message; false when the set is full. A deletion needs
+// none, and neither does the successor of a message that is here or on its way.
 func (r *retainedSet) reserve(k *retain) bool {
 	if k.m == nil {
 		return true
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n, size := len(r.m)+r.reserved, r.bytes+r.resBytes+k.m.size()
-	if old := r.m[k.topic]; old != nil {
-		n, size = n-1, size-old.size()
+	old := r.m[k.topic]
+	size := r.bytes + r.resBytes + k.m.size()
+	if old != nil {
+		size -= old.size()
 	}
-	if n >= r.maxN || size > r.maxBytes {
+	k.fresh = old == nil && r.pending[k.topic] == 0
+	if k.fresh && len(r.m)+r.fresh >= r.maxN || size > r.maxBytes {
 		return false
 	}
-	r.reserved++
+	if k.fresh {
+		r.fresh++
+	}
+	r.pending[k.topic]++
 	r.resBytes += k.m.size()
 	return true
 }
@@ -52,10 +59,16 @@ func (r *retainedSet) forget(k *retain) {
 }
 
 func (r *retainedSet) release(k *retain) {
-	if k.m != nil {
-		r.reserved--
-		r.resBytes -= k.m.size()
+	if k.m == nil {
+		return
 	}
+	if k.fresh {
+		r.fresh--
+	}
+	if r.pending[k.topic]--; r.pending[k.topic] == 0 {
+		delete(r.pending, k.topic)
+	}
+	r.resBytes -= k.m.size()
 }
 
 func (r *retainedSet) set(t string, m *message) {

@@ -62,7 +62,7 @@ func NewServer(cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger, quit: make(chan struct{}), sessions: map[string]*session{}, conns: map[*conn]struct{}{},
 		listeners: map[net.Listener]struct{}{}, byAddr: map[netip.Addr]*addrCount{}}
-	s.retained = retainedSet{maxN: cfg.Limits.Retained, maxBytes: cfg.Limits.RetainedBytes, m: map[string]*message{}}
+	s.retained = retainedSet{maxN: cfg.Limits.Retained, maxBytes: cfg.Limits.RetainedBytes, m: map[string]*message{}, pending: map[string]int{}}
 	s.load()
 	return s, nil
 }

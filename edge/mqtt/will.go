@@ -101,7 +101,8 @@ func (s *Server) restoreWills() {
 	}
 }
 
-// keepRetained stores or deletes a retained message with b; nil when there is no room.
+// keepRetained stores or deletes a retained message with b. When there is no room,
+// the topic keeps none: an older value would look like the newest.
 func (s *Server) keepRetained(b Burst, topic string, m *message) *retain {
 	k := &retain{topic: topic}
 	if len(m.payload) > 0 {
@@ -110,7 +111,7 @@ func (s *Server) keepRetained(b Burst, topic string, m *message) *retain {
 	if !s.retained.reserve(k) {
 		s.stats.RetainedRefused.Add(1)
 		s.log.Warn("retained message not kept, set is full", "topic", topic, "retained", s.retained.len())
-		return nil
+		k.m = nil
 	}
 	if k.m == nil {
 		b.SetState(KindRetained, topic, nil)

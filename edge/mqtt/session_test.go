@@ -1,0 +1,247 @@
+package mqtt_test
+
+import (
+	"bytes"
+	"crypto/x509"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"tailrace/edge/mqtt"
+	"tailrace/edge/mqtt/packet"
+)
+
+func TestSessionPresentAfterRestart(t *testing.T) {
+	eachVersion(t, func(t *testing.T, v byte) {
+		b := newBackend()
+		w := newWorld(t, b, nil)
+		if _, present := w.login(v, opts{id: "dev", persistent: true}); present {
+			t.Fatal("present at first")
+		}
+		w.stop()
+		b = b.restart()
+		w = newWorld(t, b, nil)
+		if _, present := w.login(v, opts{id: "dev", persistent: true}); present != (v > 3) { // 3.1 has no such flag
+			t.Fatalf("present %v after restart", present)
+		}
+	})
+}
+
+// TestConnackWaitsForTheSessionRecord: the promise is durable before it is made.
+func TestConnackWaitsForTheSessionRecord(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, nil)
+	b.hold(true)
+	d := w.dial(5)
+	d.send(connect(5, opts{id: "dev", persistent: true}))
+	b.waiting(1)
+	if p, err := d.tryNext(50 * time.Millisecond); err == nil {
+		t.Fatalf("CONNACK %x before the session was durable", p)
+	}
+	b.hold(false)
+	if p := d.next(); p[0] != 0x20 || p[3] != 0 {
+		t.Fatalf("CONNACK %x", p)
+	}
+	b.failWith(errors.New("disk gone"))
+	d = w.dial(5)
+	d.send(connect(5, opts{id: "other", persistent: true}))
+	if p := d.next(); p[3] != byte(packet.ServerUnavailable) {
+		t.Fatalf("CONNACK %x", p)
+	}
+	d.closed()
+	b.failWith(nil)
+}
+
+func TestTakeoverEndsTheOldConnectionAfterItsAcks(t *testing.T) {
+	eachVersion(t, func(t *testing.T, v byte) {
+		b := newBackend()
+		w := newWorld(t, b, nil)
+		d, _ := w.login(v, opts{id: "dev", persistent: true})
+		b.hold(true)
+		d.send(publish(v, 1, 1, "t", "a"))
+		b.waiting(1)
+		d2 := w.dial(v)
+		d2.send(connect(v, opts{id: "dev", persistent: true}))
+		if p, err := d2.tryNext(50 * time.Millisecond); err == nil {
+			t.Fatalf("CONNACK %x while the old connection waits for the disk", p)
+		}
+		b.hold(false)
+		if p := d2.next(); p[0] != 0x20 || p[3] != 0 {
+			t.Fatalf("CONNACK %x", p)
+		}
+		d.want(puback(1))
+		d.disconnected(packet.SessionTakenOver)
+		d2.send(publish(v, 1, 1, "t", "a", fDup))
+		d2.want(puback(1))
+		if got := b.payloads(); !slices.Equal(got, []string{"a"}) {
+			t.Errorf("durable %q", got)
+		}
+	})
+}
+
+func TestSessionBelongsToItsIdentity(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, nil)
+	d, _ := w.login(5, opts{id: "dev", persistent: true, user: "alice"})
+	thief := w.dial(5)
+	thief.send(connect(5, opts{id: "dev", persistent: true, user: "mallory"}))
+	if p := thief.next(); p[3] != byte(packet.NotAuthorized) {
+		t.Fatalf("CONNACK %x", p)
+	}
+	thief.closed()
+	d.silent() // and the owner has not noticed
+}
+
+func TestAuthenticate(t *testing.T) {
+	b := newBackend()
+	b.auth = func(c *mqtt.Client, user string, pw []byte, cert *x509.Certificate) error {
+		if user == "u" && string(pw) == "p" {
+			return nil
+		}
+		return &mqtt.ReasonError{Code: packet.BadUserOrPassword}
+	}
+	w := newWorld(t, b, nil)
+	eachVersion(t, func(t *testing.T, v byte) {
+		w.login(v, opts{id: "a", user: "u", pw: "p"})
+		for _, o := range []opts{{id: "b"}, {id: "b", user: "u"}, {id: "b", user: "u", pw: "x"}} {
+			d := w.dial(v)
+			d.send(connect(v, o), publish(v, 0, 0, "t", "stolen"))
+			want := byte(4)
+			if v == 5 {
+				want = 0x86
+			}
+			if p := d.next(); p[3] != want {
+				t.Fatalf("CONNACK %x", p)
+			}
+			d.closed()
+		}
+	})
+	if got := b.payloads(); len(got) != 0 {
+		t.Fatalf("durable %q", got)
+	}
+}
+
+func TestWill(t *testing.T) {
+	eachVersion(t, func(t *testing.T, v byte) {
+		b := newBackend()
+		w := newWorld(t, b, nil)
+		sub, _ := w.login(v, opts{id: "sub"})
+		sub.send(subscribe(v, 1, "dead/#", 1))
+		sub.want(suback(v, 1, 1))
+
+		d, _ := w.login(v, opts{id: "dev", will: &will{topic: "dead/dev", payload: "w1", qos: 1, retain: true}})
+		d.nc.Close()
+		sub.want(publish(v, 1, 1, "dead/dev", "w1"))
+		sub.send(puback(1))
+		if r := b.all(); len(r) != 1 || !r[0].will || !r[0].retain || r[0].client != "dev" {
+			t.Fatalf("records %+v", r)
+		}
+		// A clean end publishes nothing, a malformed packet does.
+		d, _ = w.login(v, opts{id: "dev", will: &will{topic: "dead/dev", payload: "w2"}})
+		d.send([]byte{0xE0, 0})
+		d.closed()
+		d, _ = w.login(v, opts{id: "dev", will: &will{topic: "dead/dev", payload: "w3"}})
+		d.send([]byte{0x36, 0})
+		d.disconnected(packet.Malformed)
+		sub.want(publish(v, 0, 0, "dead/dev", "w3"))
+		// The retained will is still there.
+		late, _ := w.login(v, opts{id: "late"})
+		late.send(subscribe(v, 1, "dead/+", 0))
+		late.want(suback(v, 1, 0), publish(v, 0, 0, "dead/dev", "w1", fRetain))
+	})
+}
+
+func TestWillDelayIsCancelledByReturn(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, nil)
+	wl := &will{topic: "dead/dev", payload: "w", delay: 1}
+	d, _ := w.login(5, opts{id: "dev", persistent: true, will: wl})
+	d.nc.Close()
+	d, _ = w.login(5, opts{id: "dev", persistent: true})
+	d.silent()
+	d2, _ := w.login(5, opts{id: "dev2", persistent: true, will: wl})
+	sub, _ := w.login(5, opts{id: "sub"})
+	sub.send(subscribe(5, 1, "dead/#", 0))
+	sub.want(suback(5, 1, 0))
+	start := time.Now()
+	d2.nc.Close()
+	sub.want(publish(5, 0, 0, "dead/dev", "w"))
+	if e := time.Since(start); e < 900*time.Millisecond {
+		t.Errorf("will after %v", e)
+	}
+	if got := b.payloads(); !slices.Equal(got, []string{"w"}) {
+		t.Errorf("durable %q", got)
+	}
+	// A session that begins anew ends the old one, and with it the delay.
+	d, _ = w.login(5, opts{id: "dev", persistent: true, clean: true, will: &will{topic: "dead/dev", payload: "late", delay: 3600}})
+	d.nc.Close()
+	w.login(5, opts{id: "dev", persistent: true, clean: true})
+	sub.want(publish(5, 0, 0, "dead/dev", "late"))
+}
+
+// TestWillSurvivesARestart: the device and the node die together.
+func TestWillSurvivesARestart(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, nil)
+	w.login(5, opts{id: "dev", keepAlive: 1, will: &will{topic: "dead/dev", payload: "w"}})
+	w.login(5, opts{id: "back", keepAlive: 1, will: &will{topic: "dead/back", payload: "x"}})
+	w.stop()
+	b = b.restart()
+	if got := b.payloads(); len(got) != 0 {
+		t.Fatalf("durable %q", got)
+	}
+	w = newWorld(t, b, func(c *mqtt.Config) { c.Limits.LoginTimeout = 1500 * time.Millisecond })
+	sub, _ := w.login(5, opts{id: "sub"})
+	sub.send(subscribe(5, 1, "dead/#", 0))
+	sub.want(suback(5, 1, 0))
+	w.login(5, opts{id: "back"})
+	sub.want(publish(5, 0, 0, "dead/dev", "w"))
+	if got := b.payloads(); !slices.Equal(got, []string{"w"}) {
+		t.Errorf("durable %q", got)
+	}
+	if _, ok := b.Get(mqtt.KindSession, "dev"); ok {
+		t.Error("record of the will is still there")
+	}
+}
+
+func TestSessionEndsAfterItsExpiry(t *testing.T) {
+	now := time.Now()
+	b := newBackend()
+	w := newWorld(t, b, nil)
+	d, _ := w.login(5, opts{id: "dev", persistent: true, expiry: 100})
+	d.send([]byte{0xE0, 0})
+	d.closed()
+	w.stop()
+	for _, c := range []struct {
+		after   time.Duration
+		present bool
+	}{{99 * time.Second, true}, {300 * time.Second, false}} {
+		b = b.restart()
+		w = newWorld(t, b, func(cfg *mqtt.Config) { cfg.Now = func() time.Time { return now.Add(c.after) } })
+		d, present := w.login(5, opts{id: "dev", persistent: true, expiry: 100})
+		if present != c.present {
+			t.Errorf("after %v present %v", c.after, present)
+		}
+		d.send([]byte{0xE0, 0})
+		d.closed()
+		w.stop()
+		now = now.Add(c.after)
+	}
+}
+
+func TestDisconnectMayShortenTheSession(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, nil)
+	d, _ := w.login(5, opts{id: "dev", persistent: true})
+	d.send(publish(5, 1, 1, "t", "a"))
+	d.want(puback(1))
+	d.send(frame(0xE0, []byte{0}, props(5, append([]byte{0x11}, u32(0)...))))
+	d.closed()
+	if _, present := w.login(5, opts{id: "dev", persistent: true}); present {
+		t.Error("session still there")
+	}
+	if w, ok := b.Get(mqtt.KindWindow, "dev"); ok && !bytes.Equal(w, []byte{1, 0, 0}) {
+		t.Errorf("window still there: %x", w)
+	}
+}
