@@ -19,7 +19,8 @@ type query struct {
 	toTime     int64 // ms, exclusive; math.MaxInt64 = none
 	key        []byte
 	hasKey     bool
-	limit      int64 // 0 = none
+	node       string // only records of this node; "" = all
+	limit      int64  // 0 = none
 	format     string
 	delimiter  string
 }
@@ -34,7 +35,7 @@ type bound struct {
 }
 
 var queryParams = map[string]bool{"partition": true, "from": true, "to": true, "from_time": true, "to_time": true,
-	"key": true, "limit": true, "format": true, "delimiter": true}
+	"key": true, "node": true, "limit": true, "format": true, "delimiter": true}
 
 // parseQuery reads the parameters; a misspelt one is an error, because a filter
 // that silently does nothing answers the wrong question.
@@ -46,7 +47,7 @@ func parseQuery(t *storage.Topic, r *http.Request) (*query, error) {
 	for name := range v {
 		if !queryParams[name] {
 			e := badRequest("unknown_parameter", "unknown parameter %q", name)
-			e.Hint = "parameters are partition, from, to, from_time, to_time, key, limit, format, delimiter"
+			e.Hint = "parameters are partition, from, to, from_time, to_time, key, node, limit, format, delimiter"
 			return nil, e
 		}
 	}
@@ -88,6 +89,7 @@ func parseQuery(t *storage.Topic, r *http.Request) (*query, error) {
 	if v.Has("key") {
 		q.hasKey, q.key = true, []byte(v.Get("key"))
 	}
+	q.node = v.Get("node")
 	if s := v.Get("limit"); s != "" {
 		if q.limit, err = strconv.ParseInt(s, 10, 64); err != nil || q.limit < 0 {
 			return nil, badRequest("bad_limit", "limit %q is not a number of records (0 = all)", s)

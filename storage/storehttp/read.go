@@ -19,7 +19,7 @@ type scanner struct {
 	q         *query
 	readBytes int
 	buf       []byte
-	dec       record.Decompressor
+	dec       *record.Decompressor
 	pos       Position
 	visited   int64
 }
@@ -70,7 +70,10 @@ func (s *scanner) batch(p *storage.Partition, b record.Batch, from, to int64, f 
 		return true, nil
 	}
 	o, hasOrigin := p.Origin(b.BaseOffset())
-	it := b.Iter(&s.dec)
+	if s.q.node != "" && hasOrigin && o.Node != s.q.node {
+		return false, nil
+	}
+	it := b.Iter(s.dec)
 	for it.Next() {
 		r := it.Record()
 		if r.Offset < from {
@@ -83,7 +86,11 @@ func (s *scanner) batch(p *storage.Partition, b record.Batch, from, to int64, f 
 		if r.Timestamp < s.q.fromTime || r.Timestamp >= s.q.toTime || s.q.hasKey && string(r.Key) != string(s.q.key) {
 			continue
 		}
-		if !f(r, s.position(r, b, o, hasOrigin)) {
+		pos := s.position(r, b, o, hasOrigin)
+		if s.q.node != "" && (pos == nil || pos.Node != s.q.node) {
+			continue
+		}
+		if !f(r, pos) {
 			return true, nil
 		}
 	}
@@ -176,7 +183,8 @@ func (h *Handler) records(w http.ResponseWriter, r *http.Request) {
 	if q.format == "csv" {
 		out.buf = append(out.buf, csvHeader...)
 	}
-	s := scanner{q: q, readBytes: h.cfg.ReadBytes}
+	s := scanner{q: q, readBytes: h.cfg.ReadBytes, dec: record.NewDecompressor(0)}
+	defer s.dec.Close()
 	var n, last int64
 	next := ""
 	for _, pt := range parts {

@@ -27,7 +27,7 @@ func (h *Handler) tail(w http.ResponseWriter, r *http.Request) {
 	}
 	q, err := parseQuery(t, r)
 	if err == nil && (q.to.set || q.fromTime != minTime || q.format != "ndjson") {
-		err = badRequest("unknown_parameter", "a tail takes partition, from, key and limit only")
+		err = badRequest("unknown_parameter", "a tail takes partition, from, key, node and limit only")
 	}
 	if err != nil {
 		WriteError(w, storeError(err))
@@ -65,7 +65,8 @@ func (h *Handler) tail(w http.ResponseWriter, r *http.Request) {
 	}
 	beat := time.NewTicker(h.cfg.Heartbeat)
 	defer beat.Stop()
-	s := scanner{q: q, readBytes: h.cfg.ReadBytes}
+	s := scanner{q: q, readBytes: h.cfg.ReadBytes, dec: record.NewDecompressor(0)}
+	defer s.dec.Close()
 	for n := int64(0); ; {
 		done, err := h.drain(r.Context(), &out, &s, q, next, &n)
 		if err == nil {

@@ -64,7 +64,8 @@ func (d *deviceTracker) run(ctx context.Context) {
 	pause := time.NewTicker(500 * time.Millisecond)
 	defer pause.Stop()
 	var buf []byte
-	var dec record.Decompressor
+	dec := record.NewDecompressor(0)
+	defer dec.Close()
 	for {
 		select {
 		case <-ctx.Done():
@@ -85,7 +86,7 @@ func (d *deviceTracker) run(ctx context.Context) {
 				continue
 			}
 			for _, p := range t.Partitions() {
-				buf = d.follow(ctx, p, buf, &dec)
+				buf = d.follow(ctx, p, buf, dec)
 			}
 		}
 	}

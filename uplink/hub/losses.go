@@ -145,7 +145,8 @@ func (t *lossTable) add(rows []LossRow) {
 // record and is skipped.
 func (t *lossTable) load(ledger map[string]*storage.Partition) error {
 	var all []LossRow
-	var d record.Decompressor
+	d := record.NewDecompressor(0)
+	defer d.Close()
 	for class, p := range ledger {
 		var buf []byte
 		for off := p.Start(); off < p.HighWatermark(); {
@@ -162,7 +163,7 @@ func (t *lossTable) load(ledger map[string]*storage.Partition) error {
 				if b, rest, err = record.Next(rest); err != nil {
 					return fmt.Errorf("read the loss ledger of class %s: %w", class, err)
 				}
-				it := b.Iter(&d)
+				it := b.Iter(d)
 				for it.Next() {
 					var row LossRow
 					if json.Unmarshal(it.Record().Value, &row) == nil && row.Node != "" {

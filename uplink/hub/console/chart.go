@@ -52,7 +52,6 @@ type chart struct {
 	series   []*series
 	others   map[string]bool // keys not drawn; at most 1,000 are counted
 	hi       int64           // largest time seen, ms
-	dec      record.Decompressor
 	changed  bool
 	last     []byte
 }
@@ -180,7 +179,7 @@ func (c *chart) sample(spanName string) {
 	parts := c.topic.Partitions()
 	for _, p := range parts {
 		from := max(p.Start(), p.HighWatermark()-int64(sampleSize/max(1, len(parts))))
-		c.next[p.ID()], _ = readFrom(p, from, 2*sampleBytes/max(1, len(parts)), &c.dec, func(_ *storage.Partition, r *record.Record, node string) {
+		c.next[p.ID()], _ = readFrom(p, from, 2*sampleBytes/max(1, len(parts)), func(_ *storage.Partition, r *record.Record, node string) {
 			if pt, ok := c.point(r, node); ok {
 				pts = append(pts, pt)
 			}
@@ -306,7 +305,7 @@ func (c *chart) follow() {
 		if end := p.HighWatermark(); !ok || end-from > sampleSize { // too far behind: draw what is new
 			from = max(p.Start(), end-sampleSize)
 		}
-		next, err := readFrom(p, from, 2*sampleBytes, &c.dec, func(_ *storage.Partition, r *record.Record, node string) {
+		next, err := readFrom(p, from, 2*sampleBytes, func(_ *storage.Partition, r *record.Record, node string) {
 			if pt, ok := c.point(r, node); ok {
 				c.add(pt)
 			}

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -42,14 +43,16 @@ type row struct {
 	ts               int64
 }
 
+// decompressors are kept: a page reads the same topic every second.
+var decompressors = sync.Pool{New: func() any { return record.NewDecompressor(0) }}
+
 // tailRead visits about the last n records of each of a topic's partitions, in
 // offset order per partition, reading at most sampleBytes.
 func tailRead(t *storage.Topic, n int64, f func(p *storage.Partition, r *record.Record, node string)) error {
 	parts := t.Partitions()
-	var d record.Decompressor
 	for _, p := range parts {
 		from := max(p.Start(), p.HighWatermark()-n)
-		if _, err := readFrom(p, from, sampleBytes/max(1, len(parts)), &d, f); err != nil {
+		if _, err := readFrom(p, from, sampleBytes/max(1, len(parts)), f); err != nil {
 			return err
 		}
 	}
@@ -58,7 +61,9 @@ func tailRead(t *storage.Topic, n int64, f func(p *storage.Partition, r *record.
 
 // readFrom visits records from an offset to the end, or until budget bytes were
 // read; it returns the offset to go on from.
-func readFrom(p *storage.Partition, from int64, budget int, d *record.Decompressor, f func(p *storage.Partition, r *record.Record, node string)) (int64, error) {
+func readFrom(p *storage.Partition, from int64, budget int, f func(p *storage.Partition, r *record.Record, node string)) (int64, error) {
+	d := decompressors.Get().(*record.Decompressor)
+	defer decompressors.Put(d)
 	var buf []byte
 	for from < p.HighWatermark() && budget > 0 {
 		from = max(from, p.Start())
