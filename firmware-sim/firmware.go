@@ -17,6 +17,7 @@ type device struct {
 	f       *Fleet
 	d       *Device
 	rng     *rand.Rand
+	flash   *rand.Rand // differs between runs with one seed
 	src     Source
 	clock   clock
 	battery bool
@@ -33,6 +34,7 @@ type device struct {
 func (f *Fleet) newDevice(d *Device) *device {
 	rng := rngOf(f.c.Seed, "firmware", d.Site, d.ID)
 	v := &device{f: f, d: d, rng: rng, src: d.Source(rngOf(f.c.Seed, "source", d.Site, d.ID), f.c.Seed)}
+	v.flash = rngOf(f.c.Run, "boot", d.Site, d.ID)
 	v.battery = !d.NoRTC && rng.Float64() >= f.c.NoRTC
 	if f.c.DriftPPM > 0 {
 		v.clock.drift = f.c.DriftPPM * 1e-6 * rng.NormFloat64()
@@ -73,7 +75,7 @@ func (v *device) live(ctx, hard context.Context) bool {
 		t := time.AfterFunc(after, func() { lost.Store(true); cut() })
 		defer t.Stop()
 	}
-	l := v.newLink(uint64(v.rng.Uint32()) | 1)
+	l := v.newLink(uint64(v.rng.Uint32()^v.flash.Uint32()) | 1)
 	linked := make(chan struct{})
 	go func() {
 		defer close(linked)

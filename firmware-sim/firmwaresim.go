@@ -68,6 +68,7 @@ type Config struct {
 	Devices []Device
 
 	Seed  uint64    // of everything drawn; 0 is a seed like any other
+	Run   uint64    // mixed into boot ids, so that two runs with one seed differ; default: the clock
 	Pace  float64   // simulated seconds per second; default 1, MaxPace = as fast as acknowledged
 	Limit int       // readings a device, then it switches off; 0 = none (recorded: their rows)
 	Loop  bool      // recorded readings start again at their end
@@ -116,6 +117,9 @@ type Outcome struct {
 }
 
 func (c Config) withDefaults() Config {
+	if c.Run == 0 {
+		c.Run = uint64(time.Now().UnixNano())
+	}
 	if c.Pace == 0 {
 		c.Pace = 1
 	}
@@ -216,8 +220,9 @@ type Stats struct {
 	Published    int64 `json:"published"` // distinct messages, readings and status
 	Acked        int64 `json:"acked"`
 	Refused      int64 `json:"refused"`
-	Forgotten    int64 `json:"forgotten"` // outcome unknown when the device lost its memory or was switched off
-	Unsent       int64 `json:"unsent"`    // readings lost with the RAM before they were sent
+	LastRefusal  byte  `json:"last_refusal,omitempty"` // MQTT 5 reason code
+	Forgotten    int64 `json:"forgotten"`              // outcome unknown when the device lost its memory or was switched off
+	Unsent       int64 `json:"unsent"`                 // readings lost with the RAM before they were sent
 	Resent       int64 `json:"resent"`
 	SessionsLost int64 `json:"sessions_lost"`
 	InFlight     int64 `json:"in_flight"`
@@ -228,7 +233,7 @@ type Stats struct {
 // counters is Stats while running.
 type counters struct {
 	done, connected, boots, brownOuts, connects, connectFails, samples, dropped, published, acked, refused,
-	forgotten, unsent, resent, sessionsLost, inFlight, nonsense, bytes atomic.Int64
+	lastRefusal, forgotten, unsent, resent, sessionsLost, inFlight, nonsense, bytes atomic.Int64
 }
 
 // Fleet is a fleet of devices. Use it once.
@@ -295,7 +300,7 @@ func (f *Fleet) Stats() Stats {
 	return Stats{Devices: len(f.c.Devices), Done: n.done.Load(), Connected: n.connected.Load(), Boots: n.boots.Load(),
 		BrownOuts: n.brownOuts.Load(), Connects: n.connects.Load(), ConnectFails: n.connectFails.Load(),
 		Samples: n.samples.Load(), Dropped: n.dropped.Load(), Published: n.published.Load(), Acked: n.acked.Load(),
-		Refused: n.refused.Load(), Forgotten: n.forgotten.Load(), Unsent: n.unsent.Load(), Resent: n.resent.Load(),
+		Refused: n.refused.Load(), LastRefusal: byte(n.lastRefusal.Load()), Forgotten: n.forgotten.Load(), Unsent: n.unsent.Load(), Resent: n.resent.Load(),
 		SessionsLost: n.sessionsLost.Load(), InFlight: n.inFlight.Load(), Nonsense: n.nonsense.Load(), Bytes: n.bytes.Load()}
 }
 

@@ -398,6 +398,7 @@ func (l *link) settle(m *message, code byte) {
 	} else {
 		m.account.Refused(m.seq, 1)
 		f.n.refused.Add(1)
+		f.n.lastRefusal.Store(int64(code))
 	}
 	if f.c.OnOutcome != nil {
 		f.c.OnOutcome(l.public(m), out)

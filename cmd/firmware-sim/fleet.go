@@ -186,6 +186,9 @@ func (f *fleetFlags) run(ctx context.Context, w io.Writer) error {
 	fmt.Fprintf(t, "readings\t%d taken, %d dropped by full RAM, %d lost with it\n", s.Samples, s.Dropped, s.Unsent)
 	fmt.Fprintf(t, "messages\t%d published, %d acked, %d refused, %d unknown, %d sent again\n", s.Published, s.Acked, s.Refused, s.Forgotten, s.Resent)
 	fmt.Fprintf(t, "time\t%.1f s, %.0f acks/s\n", seconds, float64(s.Acked)/seconds)
+	if s.Refused > 0 {
+		fmt.Fprintf(t, "refused\tlast reason %#x\n", s.LastRefusal)
+	}
 	if s.Nonsense > 0 {
 		fmt.Fprintf(t, "nonsense\t%d connections\n", s.Nonsense)
 	}

@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 )
 
 // Publish is one received publish, or a will that was sent for a client.
@@ -133,8 +134,22 @@ func (b *Broker) Wait() { b.wg.Wait() }
 // Handle serves one connection.
 func (b *Broker) Handle(c net.Conn) {
 	defer c.Close()
-	k := &conn{b: b, c: c}
+	k := &conn{b: b, c: c, out: make(chan []byte, 1<<14)}
+	// Answers have a writer of their own: net.Pipe has no buffer, and a client that
+	// sends a backlog again before it reads would wait for us, and we for it.
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		for p := range k.out {
+			if _, err := c.Write(p); err != nil {
+				c.Close()
+			}
+		}
+	}()
 	err := k.run()
+	close(k.out)
+	_ = c.SetWriteDeadline(time.Now().Add(time.Second))
+	<-written
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrClosedPipe) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		b.mu.Lock()
 		b.violations = append(b.violations, fmt.Sprintf("%s: %v", k.id, err))
@@ -156,6 +171,7 @@ func (b *Broker) Handle(c net.Conn) {
 type conn struct {
 	b       *Broker
 	c       net.Conn
+	out     chan []byte
 	id      string
 	version byte
 	will    *Publish
@@ -243,9 +259,7 @@ func (k *conn) run() error {
 				return err
 			}
 		case 12:
-			if _, err := k.c.Write([]byte{0xd0, 0}); err != nil {
-				return err
-			}
+			k.out <- []byte{0xd0, 0}
 		case 14:
 			if len(body) == 0 || body[0] != 4 { // 4: disconnect with will
 				k.will = nil
@@ -307,9 +321,7 @@ func (k *conn) connect(r *cursor) error {
 			ack = []byte{0x20, 6, present, code, 3, 0x21, byte(b.ReceiveMaximum >> 8), byte(b.ReceiveMaximum)}
 		}
 	}
-	if _, err := k.c.Write(ack); err != nil {
-		return err
-	}
+	k.out <- ack
 	if code != 0 {
 		return errHangUp
 	}
@@ -342,9 +354,7 @@ func (k *conn) publish(typ byte, r *cursor) error {
 		if k.version == 5 && v.Code != 0 {
 			ack = []byte{0x40, 3, byte(p.ID >> 8), byte(p.ID), v.Code}
 		}
-		if _, err := k.c.Write(ack); err != nil {
-			return err
-		}
+		k.out <- ack
 	}
 	if v.HangUp {
 		return errHangUp
