@@ -1,13 +1,17 @@
 package storagetest_test
 
 import (
+	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"tailrace/storage/storagetest"
 )
+
+var every = flag.Bool("every", false, "cut the power at every change of each recovery, not at two of them")
 
 // Power is cut at every call of a script that changes the disk, before and after it takes
 // effect; then again at every change that the recovery from it makes. Each time the store
@@ -21,9 +25,9 @@ func TestPowerCutAtEveryPointOfAScriptAndOfItsRecovery(t *testing.T) {
 	changes := h.fs.Calls(storagetest.Change) - before
 	must(t, h.end())
 	h.fs.Close()
-	images, step := uint64(6), int64(1)
+	images, step := uint64(1), int64(1)
 	if testing.Short() {
-		images, step = 2, 5
+		images, step = 1, 7
 	}
 	points, second := 0, 0
 	for at := int64(1); at <= changes; at += step {
@@ -31,17 +35,20 @@ func TestPowerCutAtEveryPointOfAScriptAndOfItsRecovery(t *testing.T) {
 			for image := range images {
 				base := filepath.Join(dir, fmt.Sprintf("%d-%v-%d", at, after, image))
 				seed := uint64(at)<<8 | image<<1
-				for again := int64(0); ; again++ { // 0: the recovery is left alone
-					more, err := cutTwice(base, at, after, seed, again)
+				run := func(again int64) int64 {
+					recovery, err := cutTwice(base, at, after, seed, again)
 					if err != nil {
 						t.Fatalf("power cut at change %d (after=%v, image %d), then at change %d of the recovery: %v", at, after, image, again, err)
 					}
 					points++
-					if again > 0 {
+					return recovery
+				}
+				n := run(0)
+				r := rand.New(rand.NewPCG(seed, 6))
+				for k := range n {
+					if *every || r.Int64N(n) < 2 { // two of them, on the average
+						run(k + 1)
 						second++
-					}
-					if !more {
-						break
 					}
 				}
 			}
@@ -54,56 +61,57 @@ func TestPowerCutAtEveryPointOfAScriptAndOfItsRecovery(t *testing.T) {
 }
 
 // cutTwice runs the script up to a power cut, recovers with a second one at change `again`
-// (0 none), and checks. more tells that the recovery made further changes.
-func cutTwice(base string, at int64, after bool, seed uint64, again int64) (more bool, err error) {
+// (0 none), and checks. It returns how many changes a recovery that was left alone made.
+func cutTwice(base string, at int64, after bool, seed uint64, again int64) (changes int64, err error) {
 	defer os.RemoveAll(base)
 	h, err := newScript(base)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	defer func() { h.fs.Close() }()
 	h.faulty = true
 	h.fs.CutAt(at, after, seed, h.image())
 	if err := script(h, func() error { return nil }); err != nil && !h.off() {
-		return false, err
+		return 0, err
 	}
 	h.faulty = false
 	if _, err := h.fs.Cut(seed, h.image()); err != nil {
-		return false, err
+		return 0, err
 	}
 	if err := h.end(); err != nil {
-		return false, err
+		return 0, err
 	}
 	if err := h.next(fmt.Sprintf("change %d", at)); err != nil {
-		return false, err
+		return 0, err
 	}
 	if again > 0 {
 		up, err := h.start(func(fs *storagetest.CrashFS) { fs.CutAt(again, again%2 == 0, seed+1, h.image()) })
 		if err != nil {
-			return false, err
+			return 0, err
 		}
-		if more = h.off(); !more {
+		if !h.off() {
 			if _, err := h.fs.Cut(seed+1, h.image()); err != nil {
-				return false, err
+				return 0, err
 			}
 		}
 		if up {
 			if err := h.end(); err != nil {
-				return false, err
+				return 0, err
 			}
 		}
 		if err := h.next(fmt.Sprintf("change %d of the recovery", again)); err != nil {
-			return false, err
+			return 0, err
 		}
 	}
 	if _, err := h.start(nil); err != nil {
-		return false, err
+		return 0, err
 	}
+	changes = h.fs.Calls(storagetest.Change)
 	if err := h.check(); err != nil {
-		return false, err
+		return 0, err
 	}
 	if u, err := h.commit(); err != nil || u.err != nil {
-		return false, fmt.Errorf("append after recovery: %v %v", err, u)
+		return 0, fmt.Errorf("append after recovery: %v %v", err, u)
 	}
-	return more || again == 0, h.end()
+	return changes, h.end()
 }
