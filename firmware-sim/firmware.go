@@ -103,8 +103,8 @@ func (v *device) sample(ctx, power context.Context, l *link) (over bool) {
 		v.index = max(v.index, int64((time.Since(v.begin)+v.step-1)/v.step))
 	}
 	for {
-		if c.Limit > 0 && v.taken >= c.Limit {
-			return true
+		if c.Limit > 0 && v.taken >= c.Limit || v.d.rows > 0 && !c.Loop && v.taken >= v.d.rows {
+			return true // known before the next reading would be due
 		}
 		if v.step > 0 {
 			if wait := time.Until(v.begin.Add(time.Duration(v.index) * v.step)); wait > 0 {

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go/testutils/simnet"
@@ -14,13 +15,12 @@ import (
 type wan struct {
 	simnet.PerfectRouter
 
-	mu     sync.Mutex
-	hub    string
-	rng    *rand.Rand
-	cond   conditions
-	free   [2]time.Time // when the line is free again, node→hub and hub→node
-	stats  wanStats
-	killed map[string]bool // addresses whose machine is dead
+	mu    sync.Mutex
+	hub   string
+	rng   *rand.Rand
+	cond  conditions
+	free  [2]time.Time // when the line is free again, node→hub and hub→node
+	stats wanStats
 }
 
 // conditions of a link. The zero value is a perfect one.
@@ -37,7 +37,7 @@ type conditions struct {
 type wanStats struct{ Sent, Lost, Dropped, Corrupted int64 }
 
 func newWAN(hub string, seed uint64) *wan {
-	return &wan{hub: hub, rng: rand.New(rand.NewPCG(seed, 3)), killed: map[string]bool{}}
+	return &wan{hub: hub, rng: rand.New(rand.NewPCG(seed, 3))}
 }
 
 func (l *wan) set(c conditions) {
@@ -46,11 +46,28 @@ func (l *wan) set(c conditions) {
 	l.mu.Unlock()
 }
 
-// silence makes the machine at an address dead: nothing leaves it any more.
-func (l *wan) silence(addr net.Addr) {
-	l.mu.Lock()
-	l.killed[addr.String()] = true
-	l.mu.Unlock()
+// socket is a UDP socket on the link that dies with its machine.
+type socket struct {
+	*simnet.SimConn
+	dead atomic.Bool
+}
+
+// open binds an address. What it blocks when nobody reads is one packet's delivery.
+func (l *wan) open(addr *net.UDPAddr) *socket {
+	return &socket{SimConn: simnet.NewBlockingSimConn(addr, l)}
+}
+
+// kill is the death of the machine: nothing leaves it any more, nothing arrives.
+func (s *socket) kill() {
+	s.dead.Store(true)
+	_ = s.Close()
+}
+
+func (s *socket) WriteTo(b []byte, to net.Addr) (int, error) {
+	if s.dead.Load() {
+		return len(b), nil
+	}
+	return s.SimConn.WriteTo(b, to)
 }
 
 func (l *wan) traffic() wanStats {
@@ -68,7 +85,7 @@ func (l *wan) SendPacket(p simnet.Packet) error {
 		dir = 1
 	}
 	l.stats.Sent++
-	if l.killed[p.From.String()] || l.cond.Down[dir] || l.rng.Float64() < l.cond.Loss[dir] {
+	if l.cond.Down[dir] || l.rng.Float64() < l.cond.Loss[dir] {
 		l.stats.Lost++
 		return nil
 	}

@@ -1,0 +1,102 @@
+package scenario
+
+import (
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var (
+	oneSeed   = flag.Uint64("seed", 0, "live this one history (0: those of -histories)")
+	histories = flag.Int("histories", 200, "how many seeded histories")
+	fromSeed  = flag.Uint64("from", 1, "first seed")
+	logs      = flag.Bool("logs", false, "print what node and hub log, with -seed")
+)
+
+// scratch is a directory in memory where there is one.
+func scratch(t testing.TB) string {
+	t.Helper()
+	base := os.TempDir()
+	if fi, err := os.Stat("/dev/shm"); err == nil && fi.IsDir() && os.Getenv("TMPDIR") == "" {
+		base = "/dev/shm"
+	}
+	dir, err := os.MkdirTemp(base, "scenario-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// Two hundred histories: link cuts, loss and reordering, power cuts of node and hub, disk
+// faults, while devices send. When all is healed, what was acknowledged is at the hub
+// once and in order, and nothing else is.
+func TestHistoriesLoseAndDoubleNothing(t *testing.T) {
+	certs := scratch(t)
+	if err := makeCerts(certs); err != nil {
+		t.Fatal(err)
+	}
+	n, from := *histories, *fromSeed
+	if testing.Short() {
+		n /= 10
+	}
+	if *oneSeed != 0 {
+		n, from = 1, *oneSeed
+	}
+	dir := scratch(t)
+	start := time.Now()
+	var total outcome
+	var mu sync.Mutex
+	var failed atomic.Int64
+	t.Run("all", func(t *testing.T) {
+		for i := range n {
+			seed := from + uint64(i)
+			t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+				t.Parallel()
+				if failed.Load() >= 3 {
+					t.Skip("three histories have failed already")
+				}
+				out, story, err := history(t, seed, filepath.Join(dir, fmt.Sprint(seed)), certs, 40*time.Second)
+				if err != nil {
+					failed.Add(1)
+					t.Errorf("seed %d: %v\nits story (run again with -run TestHistories -seed %d):\n%s", seed, err, seed, story)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				total.Cuts += out.Cuts
+				total.Faults += out.Faults
+				total.Outages += out.Outages
+				total.Resent += out.Resent
+				total.Reconnects += out.Reconnects
+				total.Simulated += out.Simulated
+				total.HubRecords += out.HubRecords
+			})
+		}
+	})
+	t.Logf("%d histories in %v, %v simulated: %d records, %d power cuts, %d outages, %d disk faults, %d reconnects of devices, %d re-sends",
+		n, time.Since(start).Round(time.Millisecond), total.Simulated.Round(time.Second), total.HubRecords, total.Cuts, total.Outages, total.Faults, total.Reconnects, total.Resent)
+	if !t.Failed() && n > 20 && (total.Cuts == 0 || total.Faults == 0 || total.Outages == 0 || total.Resent == 0) {
+		t.Errorf("the histories were too quiet to prove anything")
+	}
+}
+
+// history lives one history in a bubble of its own.
+func history(t *testing.T, seed uint64, dir, certs string, storm time.Duration) (out outcome, story string, err error) {
+	defer os.RemoveAll(dir)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(seed, dir, certs)
+		if *logs && *oneSeed != 0 {
+			w.log = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})
+		}
+		out, err = w.live(storm)
+		story = w.history()
+	})
+	return out, story, err
+}

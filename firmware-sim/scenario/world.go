@@ -1,0 +1,329 @@
+package scenario
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	mrand "math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"tailrace/edge"
+	"tailrace/firmware-sim/ledger"
+	"tailrace/storage"
+	"tailrace/storage/storagetest"
+	"tailrace/uplink/hub"
+	"tailrace/uplink/pki"
+)
+
+const (
+	nodeID = "node-1"
+	stream = "telemetry" // where the node routes everything
+)
+
+var hubAddr = &net.UDPAddr{IP: net.IPv4(10, 0, 0, 1).To4(), Port: 7443}
+
+// world is a site, a hub and the link between them, in one bubble of simulated time.
+// The daemons in it are the production ones, with disk, socket and listener passed in.
+type world struct {
+	seed  uint64
+	dir   string
+	certs string
+	rng   *mrand.Rand
+	log   slog.Handler
+	start time.Time
+
+	wan  *wan
+	site memNet
+	book *ledger.Book
+
+	node, hub *machine
+
+	mu     sync.Mutex
+	events []string // guarded by mu
+	ports  int      // guarded by mu
+	ghosts sync.WaitGroup
+}
+
+// machine is a computer with one disk that runs one daemon, and starts it again whenever
+// it ends.
+type machine struct {
+	w    *world
+	name string
+	real bool // on the operating system's files, without CrashFS
+	run  func(ctx context.Context, dir string, fs storage.FS, life *life) error
+
+	mu   sync.Mutex
+	gen  int
+	life *life // nil while the power is off
+}
+
+// life is the time between two power cuts of a machine.
+type life struct {
+	dir    string
+	fs     *storagetest.CrashFS // nil on real files
+	cancel context.CancelFunc
+	done   chan struct{} // the daemon and its restarts have ended
+
+	mu       sync.Mutex
+	sockets  []*socket
+	listener *memListener
+	store    *storage.Store // of the daemon that runs now
+	ends     []string       // of daemons that stopped by themselves
+}
+
+func newWorld(seed uint64, dir, certs string) *world {
+	w := &world{
+		seed: seed, dir: dir, certs: certs, rng: mrand.New(mrand.NewPCG(seed, 4)), start: time.Now(),
+		wan: newWAN(hubAddr.String(), seed), book: ledger.New(), log: slog.DiscardHandler,
+	}
+	w.node = &machine{w: w, name: "node", run: w.runNode}
+	w.hub = &machine{w: w, name: "hub", run: w.runHub}
+	return w
+}
+
+// say adds a line to the history of this world.
+func (w *world) say(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.events = append(w.events, fmt.Sprintf("%10.3fs  ", time.Since(w.start).Seconds())+fmt.Sprintf(format, args...))
+}
+
+func (w *world) history() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.Join(w.events, "\n")
+}
+
+// on switches the power on.
+func (m *machine) on() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := &life{dir: filepath.Join(m.w.dir, fmt.Sprintf("%s-%d", m.name, m.gen)), done: make(chan struct{})}
+	var fsys storage.FS
+	if !m.real {
+		fs, err := storagetest.NewCrashFS(l.dir)
+		if err != nil {
+			return err
+		}
+		l.fs, fsys = fs, fs
+		fs.Delay(storagetest.Sync, 2*time.Millisecond)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	l.cancel = cancel
+	m.life = l
+	m.w.ghosts.Add(1)
+	go func() {
+		defer m.w.ghosts.Done()
+		defer close(l.done)
+		for ctx.Err() == nil { // as an init system does
+			err := m.run(ctx, l.dir, fsys, l)
+			if ctx.Err() != nil {
+				return
+			}
+			m.w.say("%s ended by itself: %v", m.name, err)
+			l.mu.Lock()
+			l.ends = append(l.ends, fmt.Sprint(err))
+			l.mu.Unlock()
+			time.Sleep(time.Second)
+		}
+	}()
+	return nil
+}
+
+// crash cuts the power: nothing leaves the machine any more, and its disk is left in a
+// state chosen by seed. It does not wait for the dead daemon's goroutines.
+func (m *machine) crash(seed uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.life
+	if l == nil {
+		return nil
+	}
+	m.life = nil
+	l.mu.Lock()
+	for _, s := range l.sockets {
+		s.kill()
+	}
+	if l.listener != nil {
+		r := mrand.New(mrand.NewPCG(seed, 5))
+		l.listener.kill(func() bool { return r.IntN(2) == 0 })
+	}
+	l.mu.Unlock()
+	m.gen++
+	note, err := l.fs.Cut(seed, filepath.Join(m.w.dir, fmt.Sprintf("%s-%d", m.name, m.gen)))
+	if err != nil {
+		return fmt.Errorf("power cut of the %s: %w", m.name, err)
+	}
+	m.w.say("power cut of the %s: %s", m.name, note)
+	l.cancel()
+	go func() {
+		<-l.done
+		l.fs.Close()
+		os.RemoveAll(l.dir)
+	}()
+	return nil
+}
+
+// off ends the daemon in order, as a shutdown does, and waits for it.
+func (m *machine) off() *life {
+	m.mu.Lock()
+	l := m.life
+	m.life = nil
+	m.mu.Unlock()
+	if l != nil {
+		l.cancel()
+		<-l.done
+	}
+	return l
+}
+
+// disk is the machine's file layer, nil while it is off.
+func (m *machine) disk() *storagetest.CrashFS {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.life == nil {
+		return nil
+	}
+	return m.life.fs
+}
+
+func (l *life) running(s *storage.Store) {
+	l.mu.Lock()
+	l.store = s
+	l.mu.Unlock()
+}
+
+// store is that of the running daemon, nil when there is none.
+func (m *machine) store() *storage.Store {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.life == nil {
+		return nil
+	}
+	m.life.mu.Lock()
+	defer m.life.mu.Unlock()
+	return m.life.store
+}
+
+// records is how many records of the devices the machine holds durably.
+func (m *machine) records() int64 {
+	s := m.store()
+	if s == nil {
+		return 0
+	}
+	t, ok := s.Topic(stream)
+	if !ok {
+		return 0
+	}
+	n := int64(0)
+	for _, p := range t.Partitions() {
+		n += p.HighWatermark()
+	}
+	return n
+}
+
+// packetConn makes a socket of this machine.
+func (w *world) packetConn(l *life, addr *net.UDPAddr) net.PacketConn {
+	s := w.wan.open(addr)
+	l.mu.Lock()
+	l.sockets = append(l.sockets, s)
+	l.mu.Unlock()
+	return s
+}
+
+func (w *world) runNode(ctx context.Context, dir string, fs storage.FS, l *life) error {
+	zero := time.Duration(0)
+	cfg := edge.Config{
+		Node: nodeID,
+		Storage: edge.StorageConfig{Dir: dir, Classes: []edge.ClassConfig{
+			{Name: "main", WhenFull: "reject", SegmentSize: 64 << 10, CommitInterval: &zero, MinFree: 1},
+		}},
+		MQTT: edge.MQTTConfig{
+			Listeners: []edge.ListenerConfig{{Address: "127.0.0.1:1883", Transport: "tcp"}},
+			Auth:      edge.AuthConfig{AllowAnonymous: true},
+		},
+		Uplink: edge.UplinkConfig{Hubs: []string{hubAddr.String()}, TLS: &edge.ClientTLS{
+			Cert: filepath.Join(w.certs, "node.crt"), Key: filepath.Join(w.certs, "node.key"), CA: filepath.Join(w.certs, "ca.crt"),
+		}},
+		HTTP:   edge.HTTPConfig{Address: "off"},
+		FS:     fs,
+		Logger: slog.New(w.log).With("who", "node"),
+		PacketConn: func() (net.PacketConn, error) {
+			w.mu.Lock()
+			w.ports++ // every socket from another address, as behind a mobile network
+			addr := &net.UDPAddr{IP: net.IPv4(10, 1, byte(w.ports>>8), byte(w.ports)).To4(), Port: 1024 + w.ports%60000}
+			w.mu.Unlock()
+			return w.packetConn(l, addr), nil
+		},
+		Listen: func(network, address string) (net.Listener, error) {
+			ml := w.site.listen()
+			l.mu.Lock()
+			l.listener = ml
+			l.mu.Unlock()
+			return ml, nil
+		},
+	}
+	cfg.Default.Stream = stream
+	n, err := edge.New(cfg)
+	if err != nil {
+		return fmt.Errorf("start the node: %w", err)
+	}
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		select {
+		case <-n.Ready():
+			l.running(n.Store())
+		case <-ended:
+		}
+	}()
+	return n.Run(ctx)
+}
+
+func (w *world) runHub(ctx context.Context, dir string, fs storage.FS, l *life) error {
+	h, err := hub.New(hub.Config{
+		DataDir: dir,
+		TLS:     hub.TLSConfig{Cert: filepath.Join(w.certs, "hub.crt"), Key: filepath.Join(w.certs, "hub.key"), CA: filepath.Join(w.certs, "ca.crt")},
+		HTTP:    hub.HTTPConfig{Listen: "off"},
+		Kafka:   hub.KafkaConfig{Listen: "off"},
+		Classes: []hub.ClassConfig{{Name: "data", SegmentBytes: 256 << 10}},
+		Topics:  []hub.TopicConfig{{Match: "*", Partitions: 2}},
+		Logger:  slog.New(w.log).With("who", "hub"), FS: fs,
+		PacketConn: w.packetConn(l, hubAddr),
+	})
+	if err != nil {
+		return fmt.Errorf("start the hub: %w", err)
+	}
+	l.running(h.Store())
+	return h.Run(ctx)
+}
+
+// makeCerts writes an authority and certificates that are valid in the bubble, which
+// begins in the year 2000.
+func makeCerts(dir string) error {
+	now, valid := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC), 20*365*24*time.Hour
+	ca, pair, err := pki.NewCA(rand.Reader, "simulation", now, valid)
+	if err != nil {
+		return err
+	}
+	hubPair, err1 := ca.Issue(rand.Reader, pki.RoleHub, "hub", []string{hubAddr.IP.String()}, now, valid)
+	nodePair, err2 := ca.Issue(rand.Reader, pki.RoleNode, nodeID, nil, now, valid)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	for name, b := range map[string][]byte{
+		"ca.crt": pair.Cert, "hub.crt": hubPair.Cert, "hub.key": hubPair.Key, "node.crt": nodePair.Cert, "node.key": nodePair.Key,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
