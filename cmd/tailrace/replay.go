@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/csv"
 	"encoding/json"
@@ -188,8 +189,8 @@ func lines(r io.Reader, f func([]byte) error) error {
 	return s.Err()
 }
 
-// rowSink writes NDJSON lines as they are, or CSV with one column per field of the
-// first record's JSON value.
+// rowSink writes NDJSON lines as they are, or CSV with one column per leaf of the
+// first record's JSON value: {"signals":{"rpm":1}} makes a column signals.rpm.
 func rowSink(w io.Writer, format string) func([]byte) error {
 	if format == "ndjson" {
 		return func(line []byte) error {
@@ -201,7 +202,7 @@ func rowSink(w io.Writer, format string) func([]byte) error {
 		}
 	}
 	cw := csv.NewWriter(w)
-	var fields []string
+	var columns []string
 	return func(line []byte) error {
 		var r struct {
 			row
@@ -211,34 +212,59 @@ func rowSink(w io.Writer, format string) func([]byte) error {
 		if err := json.Unmarshal(line, &r); err != nil {
 			return err
 		}
-		var obj map[string]json.RawMessage
-		_ = json.Unmarshal(r.Value, &obj) // not an object: one column "value"
-		if fields == nil {
-			fields = objectKeys(r.Value)
-			if fields == nil {
-				fields = []string{}
-			}
-			head := append([]string{"partition", "offset", "time", "node", "key"}, fields...)
-			if len(fields) == 0 {
-				head = append(head, "value")
-			}
-			if err := cw.Write(head); err != nil {
+		var names []string
+		leaves := map[string]string{}
+		flatten("", r.Value, 0, func(name, v string) {
+			names = append(names, name)
+			leaves[name] = v
+		})
+		if columns == nil {
+			columns = names
+			if err := cw.Write(append([]string{"partition", "offset", "time", "node", "key"}, columns...)); err != nil {
 				return err
 			}
 		}
 		rec := []string{strconv.Itoa(r.Partition), strconv.FormatInt(r.Offset, 10),
 			time.UnixMilli(r.Timestamp).UTC().Format(time.RFC3339Nano), r.Origin.Node, text(r.Key)}
-		for _, f := range fields {
-			rec = append(rec, rawText(obj[f]))
-		}
-		if len(fields) == 0 {
-			rec = append(rec, rawText(r.Value))
+		for _, c := range columns {
+			rec = append(rec, leaves[c])
 		}
 		if err := cw.Write(rec); err != nil {
 			return err
 		}
 		cw.Flush()
 		return cw.Error()
+	}
+}
+
+// maxNesting bounds how deep an object is taken apart; below it a cell is JSON.
+const maxNesting = 8
+
+// flatten calls f for each leaf of a JSON value in order, with a dotted name;
+// arrays are leaves. A value that is no object is one leaf "value".
+func flatten(prefix string, v json.RawMessage, depth int, f func(name, v string)) {
+	d := json.NewDecoder(bytes.NewReader(v))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') || depth == maxNesting {
+		if prefix == "" {
+			prefix = "value"
+		}
+		f(prefix, rawText(v))
+		return
+	}
+	for d.More() {
+		k, err := d.Token()
+		if err != nil {
+			return
+		}
+		var field json.RawMessage
+		if d.Decode(&field) != nil {
+			return
+		}
+		name, _ := k.(string)
+		if prefix != "" {
+			name = prefix + "." + name
+		}
+		flatten(name, field, depth+1, f)
 	}
 }
 
@@ -259,25 +285,4 @@ func rawText(v json.RawMessage) string {
 		return ""
 	}
 	return string(v)
-}
-
-// objectKeys returns the keys of a JSON object in their order, nil for anything else.
-func objectKeys(v json.RawMessage) []string {
-	d := json.NewDecoder(strings.NewReader(string(v)))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil
-	}
-	var keys []string
-	for d.More() {
-		k, err := d.Token()
-		if err != nil {
-			return nil
-		}
-		keys = append(keys, k.(string))
-		var skip json.RawMessage
-		if d.Decode(&skip) != nil {
-			return nil
-		}
-	}
-	return keys
 }
