@@ -15,7 +15,7 @@ func (h *hub) kcat(stdin string, args ...string) string {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "kcat", append([]string{"-b", h.addr}, args...)...)
+	cmd := exec.CommandContext(ctx, "kcat", append([]string{"-b", h.addr, "-X", "fetch.wait.max.ms=20"}, args...)...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
