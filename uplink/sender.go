@@ -42,7 +42,8 @@ type Sender struct {
 	rate        [wire.Lanes]uint64
 	nextAt      [wire.Lanes]time.Time // when the rate allows the next frame
 	outstanding int64
-	failed      []Job // reads that failed; Retry takes them up again
+	late        []Acked // acks that waited for a check
+	failed      []Job   // reads that failed; Retry takes them up again
 	out         []wire.Message
 }
 
@@ -53,6 +54,7 @@ type senderPart struct {
 	spans       []span
 	wants       []*senderWant
 	gone        map[int]*RangeSet // by epoch: proposed as gaps in this session
+	forked      map[int]bool      // by epoch: the hub holds another log, its acks mean nothing here
 }
 
 // senderWant is one Want and where it is. Ranges in todo come first, then, with
@@ -70,6 +72,7 @@ type senderWant struct {
 	lane    wire.Lane // home or catchUp
 	last    *wire.Held
 	state   wantState
+	waiting RangeSet // acks that mean nothing before the check
 	flight  []*slice // sent and not acked, ascending
 }
 
@@ -147,7 +150,7 @@ func (s *Sender) Inventory(inv wire.Inventory) {
 			continue
 		}
 		n := name{p.Topic, p.Partition}
-		sp := &senderPart{id: p.ID, name: n, start: p.Start, next: p.Next, spans: spans(s.epochs, p.Topic, p.Partition), gone: map[int]*RangeSet{}}
+		sp := &senderPart{id: p.ID, name: n, start: p.Start, next: p.Next, spans: spans(s.epochs, p.Topic, p.Partition), gone: map[int]*RangeSet{}, forked: map[int]bool{}}
 		s.parts[p.ID], s.byName[n] = sp, sp
 	}
 }
@@ -281,7 +284,12 @@ func (s *Sender) drop(w *senderWant) {
 func (s *Sender) fork(w *senderWant, f wire.Fork) {
 	f.Want, f.Partition, f.Epoch, f.Next = w.id, w.part.id, s.epochs[w.epoch].ID, w.part.next
 	s.out = append(s.out, &f)
-	s.drop(w)
+	w.part.forked[w.epoch] = true
+	for _, x := range slices.Clone(w.part.wants) {
+		if x.epoch == w.epoch {
+			s.drop(x)
+		}
+	}
 }
 
 // Cancel withdraws a Want.
@@ -432,6 +440,10 @@ func (s *Sender) checked(w *senderWant, r Read) {
 			return
 		}
 	}
+	if len(w.waiting) > 0 {
+		s.late = append(s.late, s.acked(w.part, w.epoch, w.waiting))
+		w.waiting = nil
+	}
 	s.queue(w)
 }
 
@@ -522,32 +534,52 @@ func (s *Sender) Lost(conn int) {
 	}
 }
 
-// Ack takes an Ack and says what became durable.
+// Ack takes an Ack and says what became durable. What the hub says of a log that the
+// node has not yet compared with its own waits for the comparison, see Late: acks of
+// another log must not make this one free anything.
 func (s *Sender) Ack(m *wire.Ack) []Acked {
 	for l, c := range m.Credit {
 		s.credit[l] = max(s.credit[l], c)
 	}
 	out := make([]Acked, 0, len(m.Acks))
+next:
 	for i := range m.Acks {
 		a := &m.Acks[i]
 		p := s.parts[a.Partition]
 		e := epochIndex(s.epochs, a.Epoch)
-		if p == nil || e < 0 || len(a.Ranges) == 0 {
+		if p == nil || e < 0 || len(a.Ranges) == 0 || p.forked[e] {
 			continue
 		}
-		end := a.Ranges.End()
-		for k := 0; k < len(p.wants); {
-			w := p.wants[k]
-			if w.epoch == e {
-				s.ackWant(w, a.Ranges, end)
-			}
-			if k < len(p.wants) && p.wants[k] == w { // not dropped
-				k++
+		for _, w := range p.wants {
+			if w.epoch == e && w.state == wantCheck {
+				w.waiting.AddSet(a.Ranges)
+				continue next
 			}
 		}
-		out = append(out, Acked{p.name.topic, p.name.index, a.Epoch, a.Ranges})
+		out = append(out, s.acked(p, e, a.Ranges))
 	}
 	return out
+}
+
+// Late hands out acks that waited for a check that then found the same log.
+func (s *Sender) Late() []Acked {
+	out := s.late
+	s.late = nil
+	return out
+}
+
+func (s *Sender) acked(p *senderPart, epoch int, held RangeSet) Acked {
+	end := held.End()
+	for k := 0; k < len(p.wants); {
+		w := p.wants[k]
+		if w.epoch == epoch {
+			s.ackWant(w, held, end)
+		}
+		if k < len(p.wants) && p.wants[k] == w { // not dropped
+			k++
+		}
+	}
+	return Acked{p.name.topic, p.name.index, s.epochs[epoch].ID, held}
 }
 
 func (s *Sender) ackWant(w *senderWant, held RangeSet, end int64) {

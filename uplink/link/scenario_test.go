@@ -254,6 +254,7 @@ func TestForkedLogIsNotMerged(t *testing.T) {
 				w.until(5*time.Second, "data", func() bool { return src.ackedTo(0) == 100 })
 				stopNode()
 				c.twist(src)
+				clear(src.parts[0].acked)
 				src.put(0, 10, 100)
 				_, stopNode = w.node("node-1", "10.0.1.1", src, nil)
 				src.put(1, 10, 100)
@@ -261,6 +262,9 @@ func TestForkedLogIsNotMerged(t *testing.T) {
 				time.Sleep(5 * time.Second)
 				if n := w.sink.records("node-1", "forked"); n != 100 {
 					t.Errorf("%d records of the forked partition, want the 100 from before", n)
+				}
+				if a := src.parts[0].acked[wire.ID{1}]; a != nil {
+					t.Errorf("the node was told that %s of its other log is durable", a)
 				}
 				if n := hub.Nodes(); len(n) != 1 || len(n[0].Forked) != 1 || len(w.sink.forks) != 1 {
 					t.Errorf("fork not reported: %+v, sink %+v", n, w.sink.forks)

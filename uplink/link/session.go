@@ -213,13 +213,25 @@ func (s *session) send(msgs ...wire.Message) {
 
 // settle carries out what a change of the Sender asks for. Called with mu held; it unlocks.
 func (s *session) settle() {
-	msgs := s.sender.Messages()
+	msgs, late := s.sender.Messages(), s.sender.Late()
 	s.mu.Unlock()
 	if len(msgs) > 0 {
 		s.send(msgs...)
 	}
+	s.acked(late)
 	for _, w := range s.wake {
 		signal(w)
+	}
+}
+
+// acked passes on what is durable at the hub.
+func (s *session) acked(acked []uplink.Acked) {
+	for i := range acked {
+		a := &acked[i]
+		s.acks.Add(1)
+		s.useful.Store(true)
+		s.c.acked.Add(a.Ranges.Count())
+		s.c.cfg.Source.Acked(a.Topic, a.Index, a.Epoch, a.Ranges)
 	}
 }
 
@@ -320,15 +332,7 @@ func (s *session) handle(m wire.Message) error {
 		s.mu.Lock()
 		acked := s.sender.Ack(m)
 		s.settle()
-		if len(acked) > 0 {
-			s.acks.Add(1)
-			s.useful.Store(true)
-		}
-		for i := range acked {
-			a := &acked[i]
-			c.acked.Add(a.Ranges.Count())
-			c.cfg.Source.Acked(a.Topic, a.Index, a.Epoch, a.Ranges)
-		}
+		s.acked(acked)
 	case *wire.Heartbeat:
 		if !m.Reply {
 			s.send(&wire.Heartbeat{Sequence: m.Sequence, Sent: m.Sent, Reply: true, Clock: c.clock(), Pad: make([]byte, wire.HeartbeatPad)})
