@@ -147,6 +147,11 @@ func (c *conn) causeOf(err error) cause {
 	case errors.As(err, &re):
 		return cause{code: re.Code, err: err}
 	case errors.Is(err, os.ErrDeadlineExceeded):
+		select {
+		case <-c.quit: // the deadline was stop's
+			return cause{err: err}
+		default:
+		}
 		c.srv.stats.KeepAliveTimeouts.Add(1)
 		return cause{code: packet.KeepAliveTimeout, err: err}
 	}
@@ -163,12 +168,9 @@ var (
 // teardown runs once the reader has ended for whatever reason: wait for the disk,
 // answer, say why, free the session.
 func (c *conn) teardown() {
-	if c.holdTimer != nil {
-		c.holdTimer.Stop()
-	}
 	c.in.Lock()
-	c.held = nil // not answered: the client sends them again
 	c.lineup = nil
+	c.dropHeld() // not answered: the client sends them again
 	c.submit()
 	c.in.Unlock()
 	c.stop(cause{err: io.ErrUnexpectedEOF}) // when the goroutine panicked

@@ -64,20 +64,28 @@ func (c *conn) hold(e *topicEntry, head byte, body []byte, fed bool, now time.Ti
 	}
 	c.held = append(c.held, h)
 	c.heldBytes += len(b)
-	if c.heldBytes > maxHeldBytes || len(c.held) > maxWindow {
+	all := c.srv.buffers.Add(int64(len(b)))
+	if c.heldBytes > maxHeldBytes || len(c.held) > maxWindow || all > int64(c.srv.cfg.Limits.BufferBytes) {
 		return c.endLineUp(ambiguous, now)
 	}
 	return nil
+}
+
+// dropHeld forgets what is held. Caller holds c.in.
+func (c *conn) dropHeld() {
+	c.srv.buffers.Add(-int64(c.heldBytes))
+	c.held, c.heldBytes = nil, 0
+	if c.holdTimer != nil {
+		c.holdTimer.Stop()
+	}
 }
 
 // endLineUp deals with everything held, in order: duplicates are answered, all else
 // is stored. Caller holds c.in.
 func (c *conn) endLineUp(v verdict, now time.Time) error {
 	held := c.held
-	c.held, c.heldBytes, c.lineup = nil, 0, nil
-	if c.holdTimer != nil {
-		c.holdTimer.Stop()
-	}
+	c.lineup = nil
+	c.dropHeld()
 	for i := range held {
 		h := &held[i]
 		if h.fed && v == duplicate {

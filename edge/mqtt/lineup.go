@@ -20,11 +20,23 @@ package mqtt
 // occurs before the overlap, too. If every pair of the overlap does, nothing proves
 // the overlap, and the re-sends are stored and counted. One pair that occurs only
 // once proves all others, by the order.
+//
+// The window forgets. A client of MQTT 3 may have more in flight than it holds (paho
+// 1.6 for Python re-sends its whole queue at once): then the re-sends begin before
+// the window does, and the whole window lies inside them:
+//
+//	stored    … (b c) d e f      window d e f, full
+//	re-sent       b c d e f g
+//
+// That is looked for only when the packet ids say so; see older.
 type lineup struct {
 	stored []sent
-	cand   []int // starts in stored at which all re-sends so far match
+	full   bool  // older entries may have been forgotten
+	cand   []int // starts in stored at which all re-sends since base match
+	base   int   // re-sends before the first that matched
 	n      int   // re-sends seen
-	hit    bool  // the first re-send matched somewhere
+	hit    bool  // a re-send matched somewhere
+	search bool  // waits for the re-send that begins the window
 }
 
 type verdict byte
@@ -38,17 +50,30 @@ const (
 
 // feed takes the next re-send. After any verdict but undecided the lineup is over.
 func (l *lineup) feed(s sent) verdict {
-	if l.n == 0 {
+	switch {
+	case l.search:
+		if s != l.stored[0] {
+			l.n++
+			return undecided
+		}
+		l.search, l.hit = false, true
+		l.base, l.cand = l.n, append(l.cand, 0)
+	case l.n == 0:
 		for i, x := range l.stored {
 			if x == s {
 				l.cand = append(l.cand, i)
 			}
 		}
 		l.hit = len(l.cand) > 0
-	} else {
+		if !l.hit && l.full && l.older(s.id) {
+			l.search = true
+			l.n++
+			return undecided
+		}
+	default:
 		keep := l.cand[:0]
 		for _, i := range l.cand {
-			if l.stored[i+l.n] == s { // in range: a start that reached the end had ended it
+			if l.stored[i+l.n-l.base] == s { // in range: a start that reached the end had ended it
 				keep = append(keep, i)
 			}
 		}
@@ -59,7 +84,7 @@ func (l *lineup) feed(s sent) verdict {
 		return l.end()
 	}
 	for _, i := range l.cand {
-		if i+l.n == len(l.stored) {
+		if i+l.n-l.base == len(l.stored) {
 			if l.proven(i) {
 				return duplicate
 			}
@@ -71,7 +96,7 @@ func (l *lineup) feed(s sent) verdict {
 
 // end is the verdict when the re-sends are over before the sequences lined up.
 func (l *lineup) end() verdict {
-	if l.hit {
+	if l.hit || l.search {
 		return ambiguous
 	}
 	return fresh
@@ -89,4 +114,22 @@ func (l *lineup) proven(i int) bool {
 		}
 	}
 	return false
+}
+
+// older reports whether a re-send with this packet id may have been stored before
+// the window begins. Then everything in the window is unacknowledged like itself, so
+// all ids differ; and a client that counts its ids up has this one before the first
+// of the window rather than behind the last. A wrong yes costs a client some waiting
+// (holdTime), a wrong no stores its re-sends again; neither loses anything.
+func (l *lineup) older(id uint16) bool {
+	seen := make(map[uint16]struct{}, len(l.stored))
+	for _, s := range l.stored {
+		if _, twice := seen[s.id]; twice || s.id == id {
+			return false
+		}
+		seen[s.id] = struct{}{}
+	}
+	before := l.stored[0].id - id
+	behind := id - l.stored[len(l.stored)-1].id
+	return before < behind
 }

@@ -243,7 +243,7 @@ func (s *Server) attach(c *conn, cp *packet.Connect) (present bool, err error) {
 		}
 		c.qos2 = w.openIDs()
 		if e := w.sents(); len(e) > 0 {
-			c.lineup = &lineup{stored: e}
+			c.lineup = &lineup{stored: e, full: len(e) >= s.cfg.Limits.Window}
 		}
 	}
 	return present, nil
