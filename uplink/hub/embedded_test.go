@@ -57,6 +57,9 @@ func model(t *testing.T, seed uint64) {
 	sent := map[wire.Origin]int64{} // the source's position
 	assigned := map[wire.Origin]hub.Assignment{}
 	for life := range 4 {
+		if rnd.IntN(2) == 0 { // at a call of the disk instead of at the end
+			w.cutAt(rnd.Int64N(40)+1, rnd.IntN(2) == 0, seed*1000+uint64(life))
+		}
 		var wg sync.WaitGroup
 		ops := 30 + rnd.IntN(60)
 		for range ops {
@@ -148,6 +151,45 @@ func model(t *testing.T, seed uint64) {
 			acked[o] = w.progress(o).Held.Clone()
 		}
 		mu.Unlock()
+	}
+}
+
+// TestProgressAndRecordsAreAtomic cuts the power at every change of the disk in
+// turn, before and after it took effect.
+func TestProgressAndRecordsAreAtomic(t *testing.T) {
+	for n := int64(1); ; n++ {
+		reached := false
+		for _, after := range []bool{false, true} {
+			w := newWorld(t)
+			o := origin("n1", "temp")
+			w.adopt("n1", root(epochA))
+			w.mustAppend(o, batch(o, 0, 2))
+			w.cutAt(n, after, uint64(n))
+			acked := int64(2)
+			for off := int64(2); off < 40; off += 2 {
+				held, err := w.append(o, batch(o, off, off+2))
+				if err != nil {
+					break
+				}
+				acked = held.End()
+			}
+			off, _, _ := w.fs.Off()
+			reached = reached || off
+			w.crash(uint64(n))
+			w.audit()
+			if p := w.progress(o); !p.Held.Covers(0, acked) {
+				t.Fatalf("cut at change %d (after=%v): [0,%d) was acknowledged, held is %s", n, after, acked, p.Held)
+			}
+		}
+		if !reached {
+			if n < 10 {
+				t.Fatalf("only %d changes of the disk were seen", n)
+			}
+			return
+		}
+		if testing.Short() && n > 12 {
+			return
+		}
 	}
 }
 

@@ -26,6 +26,7 @@ type world struct {
 	eng   *hub.Embedded
 	rules []hub.TopicRule
 	lives int
+	dst   string // where an armed power cut leaves the disk
 }
 
 func newWorld(t *testing.T, rules ...hub.TopicRule) *world {
@@ -59,16 +60,29 @@ func (w *world) open(dir string) {
 // crash cuts the power and opens what the disk held.
 func (w *world) crash(seed uint64) {
 	w.t.Helper()
-	w.lives++
-	dir := filepath.Join(w.t.TempDir(), fmt.Sprint("life", w.lives))
-	note, err := w.fs.Cut(seed, dir)
-	if err != nil {
+	dir := w.dst // an armed cut may come first, so both leave the disk there
+	if dir == "" {
+		dir = w.nextDir()
+	}
+	w.dst = ""
+	if note, err := w.fs.Cut(seed, dir); err != nil {
 		w.t.Fatalf("cut (%s): %v", note, err)
 	}
 	w.eng.Close()
 	w.store.Close() // the power is off: its error is expected
 	w.fs.Close()
 	w.open(dir)
+}
+
+func (w *world) nextDir() string {
+	w.lives++
+	return filepath.Join(w.t.TempDir(), fmt.Sprint("life", w.lives))
+}
+
+// cutAt arms a power cut at the n-th change of the disk from now.
+func (w *world) cutAt(n int64, after bool, seed uint64) {
+	w.dst = w.nextDir()
+	w.fs.CutAt(n, after, seed, w.dst)
 }
 
 func (w *world) adopt(node string, epochs ...wire.EpochInfo) {
