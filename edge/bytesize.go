@@ -30,7 +30,7 @@ func ParseByteSize(s string) (ByteSize, error) {
 		}
 	}
 	v, err := strconv.ParseFloat(num, 64)
-	if err != nil || v < 0 || v*unit > math.MaxInt64/2 {
+	if err != nil || !(v >= 0) || v*unit > math.MaxInt64/2 {
 		return 0, fmt.Errorf("size %q: want a number with B, KiB, MiB, GiB, TiB, kB, MB, GB or TB", s)
 	}
 	return ByteSize(v * unit), nil

@@ -1,0 +1,47 @@
+package edge
+
+import (
+	"crypto/x509"
+	"time"
+
+	"tailrace/edge/mqtt"
+	"tailrace/storage"
+	"tailrace/uplink/link"
+)
+
+// What the tests of package edge_test need beyond the public face.
+
+func (n *Node) Backend() mqtt.Backend { return n.ingest }
+
+func (n *Node) Source() link.Source { return n.source }
+
+func (n *Node) AckedOffset(p *storage.Partition) int64 { return n.source.ackedOffset(p) }
+
+func (n *Node) Healthy() bool { return n.healthy() }
+
+type Authenticator struct{ a *authenticator }
+
+func NewAuthenticator(c AuthConfig, now func() time.Time) (Authenticator, error) {
+	a, err := newAuthenticator(c, now)
+	return Authenticator{a}, err
+}
+
+func (a Authenticator) Login(user string, password []byte, cert *x509.Certificate) (string, error) {
+	if _, err := a.a.refresh(); err != nil {
+		return "", err
+	}
+	return a.a.login(user, password, cert)
+}
+
+func DetectMedium(sys string, major, minor uint32) (device, kind string, interval time.Duration, sectors int64) {
+	m := detectMedium(sys, major, minor)
+	s, ok := m.sectorsWritten(sys)
+	if !ok {
+		s = -1
+	}
+	return m.Device, m.Kind, m.commitInterval(), s
+}
+
+func Span(epochs []storage.Epoch, i int, p *storage.Partition) (from, to int64) {
+	return span(epochs, i, p)
+}
