@@ -113,7 +113,6 @@ func (m *machine) on() error {
 			return err
 		}
 		l.fs, fsys = fs, fs
-		fs.Delay(storagetest.Sync, 2*time.Millisecond)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l.cancel = cancel
