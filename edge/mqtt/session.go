@@ -230,6 +230,11 @@ func (s *Server) attach(c *conn, cp *packet.Connect) (present bool, err error) {
 	}
 	if err := s.saveAttached(c, present); err != nil {
 		s.mu.Lock()
+		if present {
+			ss.gone = now // it is as before: not connected, and not over
+		} else if s.sessions[c.ID] == ss {
+			delete(s.sessions, c.ID) // it never began
+		}
 		s.release(c)
 		s.mu.Unlock()
 		c.ss = nil
