@@ -67,6 +67,9 @@ func (s *socket) WriteTo(b []byte, to net.Addr) (int, error) {
 	if s.dead.Load() {
 		return len(b), nil
 	}
+	if u, ok := to.(*net.UDPAddr); ok && u.IP.To4() != nil { // simnet tells 4 bytes from 16
+		to = &net.UDPAddr{IP: u.IP.To4(), Port: u.Port}
+	}
 	return s.SimConn.WriteTo(b, to)
 }
 

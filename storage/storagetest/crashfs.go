@@ -93,7 +93,9 @@ func (c *CrashFS) Lies() int64 {
 	return c.told
 }
 
-// Delay makes calls of the kind take so long, in the simulated time of a bubble.
+// Delay makes calls of the kind take so long, in the simulated time of a bubble. There it
+// only suits code in which nobody waits for a mutex that is held during such a call: the
+// time of a bubble stands still while a goroutine waits for a mutex.
 func (c *CrashFS) Delay(kind Call, d time.Duration) {
 	c.d.mu.Lock()
 	c.delay[kind] = d
