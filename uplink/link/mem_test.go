@@ -14,6 +14,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -399,7 +400,7 @@ func (s *memSink) records(node, topic string) int64 {
 	return n
 }
 
-func (s *memSink) check(t *testing.T) {
+func (s *memSink) check(t testing.TB) {
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -414,24 +415,24 @@ func (s *memSink) check(t *testing.T) {
 
 // world is a hub and nodes on one simulated network.
 type world struct {
-	t    *testing.T
+	t    testing.TB
 	r    *linktest.Router
 	ca   *pki.CA
 	pool *x509.CertPool
 	sink *memSink
-	port int
+	port atomic.Int64
 	srv  *link.Server
 	cl   []*link.Client
 }
 
-func newWorld(t *testing.T, p linktest.Path) *world {
-	w := &world{t: t, r: linktest.NewRouter(mrand.New(mrand.NewPCG(1, 2))), sink: newSink(), port: 5000}
+func newWorld(t testing.TB, p linktest.Path) *world {
+	w := &world{t: t, r: linktest.NewRouter(mrand.New(mrand.NewPCG(1, 2))), sink: newSink()}
 	w.r.Default(p)
 	w.ca, w.pool = newCA(t)
 	return w
 }
 
-func newCA(t *testing.T) (*pki.CA, *x509.CertPool) {
+func newCA(t testing.TB) (*pki.CA, *x509.CertPool) {
 	ca, pair, err := pki.NewCA(rand.Reader, "test", time.Now(), 24*365*time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -501,10 +502,9 @@ func (w *world) hub(change func(*link.ServerConfig)) (*link.Server, func()) {
 func (w *world) node(id, ip string, src link.Source, change func(*link.ClientConfig)) (*link.Client, func()) {
 	cfg := link.ClientConfig{NodeID: id, Hubs: []string{hubAddr}, Source: src, Logger: testLogger(id),
 		TLS:  &tls.Config{Certificates: []tls.Certificate{w.cert(w.ca, pki.RoleNode, id)}, RootCAs: w.pool, ServerName: "hub.test", Time: time.Now},
-		Rand: mrand.New(mrand.NewPCG(7, uint64(w.port))),
+		Rand: mrand.New(mrand.NewPCG(7, uint64(len(w.cl)))),
 		PacketConn: func() (net.PacketConn, error) {
-			w.port++
-			return w.r.NodeConn(fmt.Sprintf("%s:%d", ip, w.port)), nil
+			return w.r.NodeConn(fmt.Sprintf("%s:%d", ip, 5000+w.port.Add(1))), nil
 		}}
 	if change != nil {
 		change(&cfg)
