@@ -89,6 +89,55 @@ func TestResendIsStoredOnceWhereSequencesLineUp(t *testing.T) {
 	}
 }
 
+// TestResendsThatBeginBeforeTheWindow: the client has more in flight than the window
+// holds, so the whole window lies inside its re-sends.
+func TestResendsThatBeginBeforeTheWindow(t *testing.T) {
+	for _, c := range []struct {
+		name                  string
+		first                 uint16 // packet id of the first stored
+		resend                []int  // indices of what is re-sent, 0 = first stored, 10 = first new
+		want                  int    // records at the end
+		duplicates, ambiguous uint64
+	}{
+		{"all stored", 1, []int{2, 3, 4, 5, 6, 7, 8, 9}, 10, 8, 0},
+		{"some new behind them", 1, []int{2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, 12, 8, 0},
+		{"packet ids wrap", 65530, []int{2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, 12, 8, 0},
+		{"none stored", 1, []int{10, 11, 12}, 13, 0, 0},
+		{"a hole", 1, []int{2, 3, 4, 5, 6, 7, 9, 10}, 18, 0, 7},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBackend()
+			w := newWorld(t, b, func(c *mqtt.Config) { c.Limits.ReceiveMaximum = 4; c.Limits.Window = 4 })
+			d, _ := w.login(4, opts{id: "dev", persistent: true})
+			id := func(i int) uint16 {
+				n := int(c.first) + i
+				if n > 65535 {
+					n -= 65535
+				}
+				return uint16(n)
+			}
+			for i := range 10 {
+				d.send(publish(4, 1, id(i), "t", fmt.Sprint(i)))
+				d.want(puback(id(i)))
+			}
+			d.nc.Close()
+			d, _ = w.login(4, opts{id: "dev", persistent: true})
+			var acks [][]byte
+			for _, i := range c.resend {
+				d.send(publish(4, 1, id(i), "t", fmt.Sprint(i), fDup))
+				acks = append(acks, puback(id(i)))
+			}
+			d.want(acks...)
+			if got := b.payloads(); len(got) != c.want {
+				t.Errorf("durable %q, want %d", got, c.want)
+			}
+			if st := w.s.Stats(); st.Duplicates != c.duplicates || st.Ambiguous != c.ambiguous {
+				t.Errorf("duplicates %d ambiguous %d, want %d %d", st.Duplicates, st.Ambiguous, c.duplicates, c.ambiguous)
+			}
+		})
+	}
+}
+
 // TestResendsThatStopAreStoredInTheEnd: half of the stored suffix comes back and
 // then nothing; the device must not wait for ever.
 func TestResendsThatStopAreStoredInTheEnd(t *testing.T) {

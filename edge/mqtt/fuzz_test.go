@@ -1,0 +1,82 @@
+package mqtt_test
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	"tailrace/edge/mqtt"
+)
+
+// FuzzPair lets two clients send arbitrary packets after a proper login, one as a
+// publisher and one as a subscriber, cut into two writes each. Whatever they send:
+// no panic, both connections end when the clients leave, the server still serves, and
+// nothing was stored that was not decoded from a PUBLISH.
+func FuzzPair(f *testing.F) {
+	seed := func(v byte, p, s [][]byte) {
+		var a, b []byte
+		for _, x := range p {
+			a = append(a, x...)
+		}
+		for _, x := range s {
+			b = append(b, x...)
+		}
+		f.Add(v, a, b, uint16(3))
+	}
+	for _, v := range []byte{4, 5} {
+		seed(v, [][]byte{publish(v, 1, 1, "a/b", "x"), publish(v, 2, 2, "a/b", "y", fRetain), pubrel(2)},
+			[][]byte{subscribe(v, 1, "a/#", 2), puback(1), pubrec(2), pubcomp(2), frame(0xA2, u16(2), props(v), str("a/#"))})
+		seed(v, [][]byte{publish(v, 1, 1, "a/b", "x", fDup), {0xE0, 0}}, [][]byte{subscribe(v, 1, "$share/g/a/+", 1), subscribe(v, 2, "#", 0), {0xC0, 0}})
+	}
+	seed(5, [][]byte{aliased(1, "a", 1, "x"), aliased(2, "", 1, "y")}, [][]byte{subscribe(5, 1, "a", 0x2D, []byte{0x0B, 1}), {0x82, 6, 0, 1, 0, 0, 1, 'a'}})
+
+	b := newBackend()
+	s, err := mqtt.NewServer(mqtt.Config{Backend: b, State: b, Limits: mqtt.Limits{RefusedHold: 1, Retained: 100, Queued: 10}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	l := &pipeListener{c: make(chan net.Conn), done: make(chan struct{})}
+	go s.Serve(l, mqtt.ListenerOptions{})
+	dial := func(t *testing.T, v byte, id string) *device {
+		cl, sv := net.Pipe()
+		l.c <- sv
+		d := &device{t: t, nc: cl, v: v}
+		d.send(connect(v, opts{id: id, persistent: true}))
+		d.next()
+		return d
+	}
+	f.Fuzz(func(t *testing.T, v byte, pub, sub []byte, cut uint16) {
+		v = 4 + v%2
+		p, q := dial(t, v, "pub"), dial(t, v, "sub")
+		done := make(chan struct{}, 2)
+		drive := func(d *device, b []byte) {
+			go func() { // net.Pipe is unbuffered: somebody must read
+				buf := make([]byte, 4096)
+				for {
+					if _, err := d.nc.Read(buf); err != nil {
+						return
+					}
+				}
+			}()
+			n := min(int(cut), len(b))
+			d.nc.SetWriteDeadline(time.Now().Add(5 * time.Second))
+			d.nc.Write(b[:n])
+			d.nc.Write(b[n:])
+			d.nc.Close()
+			done <- struct{}{}
+		}
+		go drive(q, sub)
+		go drive(p, pub)
+		<-done
+		<-done
+		ok := dial(t, 5, "check")
+		ok.silent()
+		ok.nc.Close()
+		if s.Stats().Panics > 0 {
+			t.Fatal("panic in a connection")
+		}
+		b.mu.Lock()
+		b.records = b.records[:0]
+		b.mu.Unlock()
+	})
+}

@@ -1,0 +1,70 @@
+package mqtt_test
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// TestIdleClientsAreSmall holds idle clients and looks at what each costs: one
+// goroutine, and no buffer. Both ends live in this process; the client's end is a
+// bare socket without a goroutine.
+func TestIdleClientsAreSmall(t *testing.T) {
+	const n = 2000
+	b := newBackend()
+	w := newWorld(t, b, nil)
+	before, goroutines := memory(), runtime.NumGoroutine()
+	conns := make([]net.Conn, 0, n)
+	ack := make([]byte, 64)
+	for i := range n {
+		nc, err := net.Dial("tcp", w.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		nc.Write(append(connect(4, opts{id: fmt.Sprint("idle", i), keepAlive: 600}), publish(4, 1, 1, "t/x", "x")...))
+		for got := 0; got < 8; {
+			k, err := nc.Read(ack)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got += k
+		}
+		conns = append(conns, nc)
+	}
+	per := float64(memory()-before) / n
+	g := float64(runtime.NumGoroutine()-goroutines) / n
+	t.Logf("%.1f KB and %.2f goroutines per idle client; RSS of the process %d MB", per/1024, g, rss()>>20)
+	if per > 8<<10 {
+		t.Errorf("%.0f bytes per idle client, want at most 8 KiB (5,000 in 40 MB)", per)
+	}
+	if g > 1.01 {
+		t.Errorf("%.2f goroutines per idle client", g)
+	}
+	runtime.KeepAlive(conns)
+}
+
+// memory is heap and stacks in use, after the garbage has gone and stacks have shrunk.
+func memory() int64 {
+	for range 3 {
+		debug.FreeOSMemory()
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapInuse + m.StackInuse)
+}
+
+func rss() int64 {
+	b, _ := os.ReadFile("/proc/self/statm")
+	f := strings.Fields(string(b))
+	if len(f) < 2 {
+		return 0
+	}
+	n, _ := strconv.ParseInt(f[1], 10, 64)
+	return n * int64(os.Getpagesize())
+}
