@@ -279,9 +279,10 @@ func (s *Server) saveAttached(c *conn, present bool) error {
 	b.Commit(func(err error) { done <- err })
 	if err := <-done; err != nil {
 		s.stats.CommitErrors.Add(1)
-		if re := asReason(err); re != nil {
+		if re := asReason(err); re != nil && re.Code != packet.ImplementationError {
 			return re
 		}
+		// The disk fails: the client should try again later, not give up.
 		return &ReasonError{packet.ServerUnavailable, "session cannot be stored: " + err.Error()}
 	}
 	return nil
