@@ -110,6 +110,14 @@ func (n *Node) Ready() <-chan struct{} { return n.ready }
 func (n *Node) MQTTAddrs() []net.Addr { return n.mqttAddrs }
 func (n *Node) HTTPAddr() net.Addr    { return n.httpAddr }
 
+// clockTrusted: a clock that is earlier than our own certificate is certainly wrong.
+func (n *Node) clockTrusted() bool {
+	return n.uplinkTLS == nil || n.uplinkTLS.Time == nil || !n.uplinkTLS.Time().After(n.cfg.Now())
+}
+
+// Store is the node's store, for tests that look inside. Valid once Ready.
+func (n *Node) Store() *storage.Store { return n.store }
+
 // Reload reads the password file again now, whether or not it seems changed.
 func (n *Node) Reload() error {
 	changed, err := n.auth.reload()
@@ -189,7 +197,7 @@ func (n *Node) open() error {
 	if n.link, err = link.NewClient(link.ClientConfig{
 		NodeID: c.Node, Hubs: c.Uplink.Hubs, TLS: n.uplinkTLS, Source: n.source, Status: n.wireStatus, PacketConn: c.PacketConn,
 		Logger: n.logger.With("part", "uplink"), Boot: n.store.Identity().BootID, Software: "tailrace-edge " + c.Version,
-		WindowBytes: int(c.Uplink.Window), NoCompression: c.Uplink.NoCompression,
+		ClockTrusted: n.clockTrusted, WindowBytes: int(c.Uplink.Window), NoCompression: c.Uplink.NoCompression,
 	}); err != nil {
 		return fmt.Errorf("uplink: %w", err)
 	}

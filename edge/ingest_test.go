@@ -2,12 +2,15 @@ package edge_test
 
 import (
 	"encoding/binary"
+	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"tailrace/edge/mqtt"
 	"tailrace/edge/mqtt/packet"
+	"tailrace/storage"
 	"tailrace/storage/record"
 )
 
@@ -138,4 +141,72 @@ func TestBurstsOfManyConnectionsAreAllAnswered(t *testing.T) {
 	if got := len(values(t, n, "s")); got != 4000 {
 		t.Fatalf("%d stored, want 4000", got)
 	}
+}
+
+// The window that knows re-sends must never be ahead of the records: a re-send of a
+// record that was not stored would be taken for a known one.
+func TestWindowOfAFailedClassIsNotKept(t *testing.T) {
+	n := node(t, strings.Replace(plain, "[{name: main, when_full: reject, commit_interval: 0s}]",
+		"[{name: main, when_full: reject}, {name: bulk, when_full: reject, segment_size: 64KiB, max_size: 384KiB}]", 1)+`
+routes: [{topic: "bulk/#", stream: bulk}]
+topics: [{match: bulk, class: bulk}]
+default: {stream: main}
+`)
+	be := n.Backend()
+	c := &mqtt.Client{ID: "d"}
+	var slot, slot2 any
+	done := make(chan error, 1)
+	commit := func(window string) error {
+		b := be.Begin(c)
+		if err := b.Add(&mqtt.Publish{Name: "bulk/a", Route: &slot, Payload: make([]byte, 8000), QoS: 1, Arrival: time.Now()}); err != nil {
+			return err
+		}
+		if err := b.Add(&mqtt.Publish{Name: "other", Route: &slot2, Payload: []byte("x"), QoS: 1, Arrival: time.Now()}); err != nil {
+			return err
+		}
+		if window != "" {
+			b.SetState(mqtt.KindSession, window, []byte("s"))
+		}
+		b.Commit(func(err error) { done <- err })
+		return <-done
+	}
+	stored := 0
+	for ; ; stored++ {
+		id := fmt.Sprint("w", stored)
+		err := commit(id)
+		_, kept := n.Store().State(storage.KindSession, id)
+		if kept != (err == nil) {
+			t.Fatalf("burst %d: %v, and its state kept: %v", stored, err, kept)
+		}
+		if err != nil {
+			break
+		}
+		if stored > 200 {
+			t.Fatal("a budget of 384 KiB takes 200 records of 8 KB")
+		}
+	}
+	if a, b := len(values(t, n, "bulk")), len(values(t, n, "main")); a != stored || b != stored {
+		t.Fatalf("%d bursts acknowledged; bulk has %d records, main %d", stored, a, b)
+	}
+}
+
+func BenchmarkBurst(b *testing.B) {
+	n := node(b, plain+"routes: [{topic: \"wind/{t}\", stream: wind, key: \"{t}\", time: {encoding: json, field: ts, format: unix_ms}}]\ndefault: {reject: true}\n")
+	be := n.Backend()
+	c := &mqtt.Client{ID: "dev"}
+	var slot any
+	p := &mqtt.Publish{Name: "wind/1", Route: &slot, Payload: []byte(`{"ts":1700000000000,"power_kw":919.5,"wind_ms":7.5,"rpm":1547.6}`), QoS: 1, Arrival: time.Now()}
+	b.ReportAllocs()
+	done := make(chan error, 1)
+	fn := func(err error) { done <- err }
+	const burst = 1000
+	for b.Loop() {
+		bu := be.Begin(c)
+		for range burst {
+			bu.Add(p)
+		}
+		bu.Commit(fn)
+		<-done
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*burst), "ns/publish")
 }

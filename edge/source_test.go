@@ -27,6 +27,10 @@ func TestAcknowledgedOffsetIsTheEndOfTheFirstRunWithoutAHole(t *testing.T) {
 	epoch := inv.Epochs[0].ID
 	tp, _ := n.Store().Topic("s")
 	part := tp.Partition(0)
+	other := epoch
+	other[0] ^= 1
+	src.Acked("s", 0, other, ranges(0, 99)) // another log's acknowledgement counts for nothing
+	src.Acked("none", 0, epoch, ranges(0, 5))
 	for _, step := range []struct {
 		from, to, want int64
 	}{{4, 6, 0}, {0, 2, 2}, {8, 10, 2}, {2, 4, 6}, {3, 5, 6}, {6, 8, 10}, {0, 99, 10}} {
@@ -35,10 +39,6 @@ func TestAcknowledgedOffsetIsTheEndOfTheFirstRunWithoutAHole(t *testing.T) {
 			t.Fatalf("after [%d,%d): acked %d, want %d", step.from, step.to, got, step.want)
 		}
 	}
-	other := epoch
-	other[0] ^= 1
-	src.Acked("s", 0, other, ranges(0, 99)) // another log's acknowledgement counts for nothing
-	src.Acked("none", 0, epoch, ranges(0, 5))
 	if start, next := src.Bounds("s", 0); start != 0 || next != 10 {
 		t.Fatalf("bounds %d %d", start, next)
 	}
@@ -52,9 +52,6 @@ func TestAcknowledgedOffsetIsTheEndOfTheFirstRunWithoutAHole(t *testing.T) {
 	g := src.Generation()
 	if n.Status().Topics[0].Lag != 0 {
 		t.Fatalf("%+v", n.Status().Topics)
-	}
-	if _, err := n.Store().Topic("s"); !err {
-		t.Fatal()
 	}
 	code, _ := get(t, n, "/api/v1/topics")
 	if code != 200 || src.Generation() != g {

@@ -64,15 +64,14 @@ type LossStatus struct {
 
 // UplinkStatus is the link to the hub.
 type UplinkStatus struct {
-	Connected   bool      `json:"connected"`
-	Hub         string    `json:"hub"`
-	Since       time.Time `json:"since"`
-	LastError   string    `json:"last_error,omitempty"`
-	Reconnects  int64     `json:"reconnects"`
-	RTTMicros   int64     `json:"rtt_us"`
-	BytesSent   int64     `json:"bytes_sent"`
-	LagRecords  int64     `json:"lag_records"`
-	AckedRecord int64     `json:"acked_records"`
+	Connected  bool      `json:"connected"`
+	Hub        string    `json:"hub"`
+	Since      time.Time `json:"since"`
+	LastError  string    `json:"last_error,omitempty"`
+	Reconnects int64     `json:"reconnects"`
+	RTTMicros  int64     `json:"rtt_us"`
+	BytesSent  int64     `json:"bytes_sent"`
+	LagRecords int64     `json:"lag_records"`
 }
 
 // TopicStatus is one partition. appended >= durable >= acked.
@@ -138,7 +137,7 @@ func (n *Node) Status() Status {
 	if n.link != nil {
 		l := n.link.State()
 		s.Uplink = &UplinkStatus{Connected: l.Connected, Hub: l.Hub, Since: l.Since.UTC(), LastError: l.LastError, Reconnects: l.Reconnects,
-			RTTMicros: l.RTT.Microseconds(), BytesSent: l.BytesSent, LagRecords: lag, AckedRecord: l.AckedRecords}
+			RTTMicros: l.RTT.Microseconds(), BytesSent: l.BytesSent, LagRecords: lag}
 	}
 	m := n.mqtt.Stats()
 	s.MQTT = MQTTStatus{Connections: m.Connections, Sessions: m.Sessions, Subscriptions: m.Subscriptions, Published: m.Published, Refused: m.Refused, Duplicates: m.Duplicates, LoginsRefused: m.LoginsRefused}
@@ -202,7 +201,7 @@ func (n *Node) wireStatus() wire.Status {
 	_, backlog := n.source.lag()
 	m := n.mqtt.Stats()
 	st := wire.Status{UptimeSec: int64(now.Sub(n.started).Seconds()), Devices: int64(m.Connections), Refused: int64(m.Refused)}
-	st.Clock = wire.Clock{UnixNano: now.UnixNano(), Trusted: true}
+	st.Clock = wire.Clock{UnixNano: now.UnixNano(), Trusted: n.clockTrusted()}
 	if free, ok := freeBytes(n.cfg.Storage.Dir); ok {
 		st.DiskFree = free
 	}

@@ -26,7 +26,10 @@ func (t *ServerTLS) load() (*tls.Config, error) {
 	return c, nil
 }
 
-// load reads the files; now is the clock that certificates are checked against.
+// load reads the files; now is the clock that certificates are checked against. A
+// board without a battery boots in 1970, and then every certificate is "not yet
+// valid": the clock is taken to be no earlier than the beginning of our own
+// certificate. It is never turned back, so an expired one stays expired.
 func (t *ClientTLS) load(now func() time.Time) (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName, Time: now}
 	if t.Cert != "" {
@@ -35,6 +38,15 @@ func (t *ClientTLS) load(now func() time.Time) (*tls.Config, error) {
 			return nil, fmt.Errorf("load certificate %s with key %s: %w", t.Cert, t.Key, err)
 		}
 		c.Certificates = []tls.Certificate{pair}
+		if pair.Leaf != nil {
+			floor := pair.Leaf.NotBefore
+			c.Time = func() time.Time {
+				if wall := now(); wall.After(floor) {
+					return wall
+				}
+				return floor
+			}
+		}
 	}
 	if t.CA != "" {
 		var err error
