@@ -131,7 +131,7 @@ const (
 // records streams the records that a query asks for. The end of each
 // partition is fixed when the request arrives, so the answer always ends.
 //
-// An error after the first byte cannot become a status any more: the
+// An error after the first byte cannot become a status any more; then the
 // connection is cut, so that a partial answer never looks whole.
 func (h *Handler) records(w http.ResponseWriter, r *http.Request) {
 	t := h.lookup(w, r)
@@ -213,7 +213,8 @@ func (h *Handler) records(w http.ResponseWriter, r *http.Request) {
 			err = werr
 		}
 		if err != nil {
-			h.abort(r, err)
+			h.abort(&out, r, err)
+			return
 		}
 		if q.limit > 0 && n >= q.limit {
 			end = last + 1
@@ -224,18 +225,25 @@ func (h *Handler) records(w http.ResponseWriter, r *http.Request) {
 		next += strconv.Itoa(pt.p.Index()) + ":" + strconv.FormatInt(max(end, last+1), 10)
 	}
 	if err := out.flush(); err != nil {
-		h.abort(r, err)
+		h.abort(&out, r, err)
+		return
 	}
 	h.stats.read.Add(n)
 	w.Header().Set("Tailrace-Records", strconv.FormatInt(n, 10))
 	w.Header().Set("Tailrace-Next", next)
 }
 
-func (h *Handler) abort(r *http.Request, err error) {
+// abort ends an answer that cannot be completed: with an error status while
+// nothing was sent, else by cutting the connection.
+func (h *Handler) abort(out *answer, r *http.Request, err error) {
 	if r.Context().Err() == nil {
-		h.cfg.Logger.Warn("record query cut off", "path", r.URL.Path, "remote", r.RemoteAddr, "error", err)
+		h.cfg.Logger.Warn("record query failed", "path", r.URL.Path, "remote", r.RemoteAddr, "error", err)
 	}
-	panic(http.ErrAbortHandler)
+	if out.sent {
+		panic(http.ErrAbortHandler)
+	}
+	out.w.Header().Del("Trailer")
+	WriteError(out.w, storeError(err))
 }
 
 // answer gathers output and writes it under a deadline.
@@ -244,6 +252,8 @@ type answer struct {
 	w   http.ResponseWriter
 	rc  *http.ResponseController
 	buf []byte
+
+	sent bool // something was written: the status is out
 }
 
 func (a *answer) flush() error {
@@ -252,6 +262,7 @@ func (a *answer) flush() error {
 	}
 	// Not every ResponseWriter has deadlines (HTTP/2 has, httptest has not).
 	a.rc.SetWriteDeadline(time.Now().Add(a.h.cfg.WriteTimeout))
+	a.sent = true
 	_, err := a.w.Write(a.buf)
 	a.buf = a.buf[:0]
 	if err != nil {
