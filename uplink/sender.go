@@ -42,8 +42,9 @@ type Sender struct {
 	rate        [wire.Lanes]uint64
 	nextAt      [wire.Lanes]time.Time // when the rate allows the next frame
 	outstanding int64
-	late        []Acked // acks that waited for a check
-	failed      []Job   // reads that failed; Retry takes them up again
+	carried     map[int]int64 // of outstanding, by connection
+	late        []Acked       // acks that waited for a check
+	failed      []Job         // reads that failed; Retry takes them up again
 	out         []wire.Message
 }
 
@@ -133,7 +134,7 @@ type Acked struct {
 
 // NewSender starts a session with what Hello offered and Welcome granted.
 func NewSender(cfg SenderConfig, inv wire.Inventory, credit [wire.Lanes]uint64) *Sender {
-	s := &Sender{cfg: cfg, credit: credit, parts: map[uint32]*senderPart{}, byName: map[name]*senderPart{}, wants: map[uint32]*senderWant{}}
+	s := &Sender{cfg: cfg, credit: credit, parts: map[uint32]*senderPart{}, byName: map[name]*senderPart{}, wants: map[uint32]*senderWant{}, carried: map[int]int64{}}
 	s.Inventory(inv)
 	return s
 }
@@ -386,6 +387,7 @@ func (s *Sender) Done(j Job, r Read, conn int, now time.Time) (f Frame, ok bool)
 	x := &slice{want: w, from: first, to: next, bytes: int64(n), lane: j.Lane, conn: conn}
 	w.flight = append(w.flight, x)
 	s.outstanding += x.bytes
+	s.carried[conn] += x.bytes
 	s.sent[j.Lane] += uint64(n)
 	if rate := s.rate[j.Lane]; rate > 0 {
 		at := s.nextAt[j.Lane]
@@ -519,15 +521,23 @@ func (s *Sender) resent(j Job, r Read, conn int) (Frame, bool) {
 		w.flight = slices.Insert(w.flight, i+1, y)
 		s.resend[x.lane] = append(s.resend[x.lane], y)
 	}
+	s.carried[x.conn] -= x.bytes
+	s.carried[conn] += x.bytes
 	x.conn = conn
 	return Frame{Header: wire.FrameHeader{Partition: x.want.part.id, Epoch: uint32(x.want.epoch), Base: first, Count: next - first}, Batches: r.Batches[:n]}, true
 }
+
+// noConn carries what waits to be sent again.
+const noConn = -1
 
 // Lost says that a connection died: what it carried and the hub did not ack is sent again.
 func (s *Sender) Lost(conn int) {
 	for _, w := range s.wants {
 		for _, x := range w.flight {
 			if x.conn == conn && !x.acked {
+				s.carried[conn] -= x.bytes
+				s.carried[noConn] += x.bytes
+				x.conn = noConn
 				s.resend[x.lane] = append(s.resend[x.lane], x)
 			}
 		}
@@ -609,6 +619,7 @@ func (s *Sender) settle(x *slice) {
 	if !x.acked {
 		x.acked = true
 		s.outstanding -= x.bytes
+		s.carried[x.conn] -= x.bytes
 	}
 }
 
@@ -649,6 +660,9 @@ func (s *Sender) Messages() []wire.Message {
 
 // Outstanding is the number of raw bytes sent and not acked.
 func (s *Sender) Outstanding() int64 { return s.outstanding }
+
+// Carries is the number of raw bytes outstanding that a connection carried.
+func (s *Sender) Carries(conn int) int64 { return s.carried[conn] }
 
 // Pending says whether a lane has anything to send, credit or not.
 func (s *Sender) Pending(lane wire.Lane) bool {

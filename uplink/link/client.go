@@ -240,7 +240,8 @@ func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
 		return nil, err
 	}
 	c.sequence++
-	s, err := open(ctx, c, conn, hub, c.sequence)
+	tr := d.tr
+	s, err := open(ctx, c, conn, hub, c.sequence, func(ctx context.Context) (*quic.Conn, error) { return tr.Dial(ctx, addr, conf, qc) })
 	if err != nil {
 		conn.CloseWithError(quic.ApplicationErrorCode(codeOf(err)), clip(err.Error()))
 		return nil, err
@@ -304,8 +305,10 @@ func (d *dialer) retryAfter(err error) {
 func (d *dialer) ended(s *session) {
 	if s.useful.Load() {
 		d.failures = 0
-	} else {
-		d.failed(s.err)
+	}
+	var re *RemoteError
+	if !s.useful.Load() || errors.As(s.err, &re) && re.Code != wire.CodeShutdown && re.Code != wire.CodeOK {
+		d.failed(s.err) // a hub that sent us away, or whose store fails, is not dialled at once
 		return
 	}
 	if len(s.drainHubs) > 0 {

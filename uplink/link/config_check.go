@@ -42,8 +42,13 @@ func (c ClientConfig) withDefaults() (ClientConfig, error) {
 	durIn(&errs, "BackoffMax", &c.BackoffMax, max(60*time.Second, c.BackoffMin), c.BackoffMin, 24*time.Hour)
 	durIn(&errs, "DialTimeout", &c.DialTimeout, 10*time.Second, 100*time.Millisecond, 10*time.Minute)
 	durIn(&errs, "StallTimeout", &c.StallTimeout, 2*time.Minute, time.Second, 24*time.Hour)
-	if c.MaxBulk < 0 || c.MaxBulk > 64 {
-		errs = append(errs, fmt.Errorf("MaxBulk is %d, allowed are 0 to 64", c.MaxBulk))
+	switch {
+	case c.MaxBulk == 0:
+		c.MaxBulk = 8
+	case c.MaxBulk < 0:
+		c.MaxBulk = 0
+	case c.MaxBulk > 64:
+		errs = append(errs, fmt.Errorf("MaxBulk is %d, allowed are up to 64", c.MaxBulk))
 	}
 	if len(errs) > 0 {
 		return c, fmt.Errorf("uplink client: %w", errors.Join(errs...))

@@ -22,3 +22,18 @@ func (s *Server) Dump() string {
 	}
 	return out
 }
+
+// KillBulk closes one bulk connection of a node, as if its path had died.
+func (s *Server) KillBulk(node string) bool {
+	hs := s.session(node)
+	if hs == nil {
+		return false
+	}
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	if len(hs.conns) == 0 {
+		return false
+	}
+	hs.conns[0].CloseWithError(77, "killed by a test")
+	return true
+}

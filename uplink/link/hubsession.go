@@ -116,16 +116,11 @@ func (hs *hubSession) run(ctx context.Context) error {
 	hs.wg.Go(hs.readControl)
 	<-hs.ctx.Done()
 	err := closeReason(context.Cause(hs.ctx))
-	code, text := codeOf(err), ""
-	var le *localClose
-	if errors.As(err, &le) {
-		code, text = le.code, le.message
-	}
 	hs.mu.Lock()
 	conns := append([]*quic.Conn{hs.conn}, hs.conns...)
 	hs.mu.Unlock()
 	for _, c := range conns { // unblocks every reader
-		c.CloseWithError(quic.ApplicationErrorCode(code), clip(text))
+		hs.closeConn(c)
 	}
 	hs.wg.Wait()
 	hs.mu.Lock()

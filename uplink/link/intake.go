@@ -1,6 +1,7 @@
 package link
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -46,7 +47,7 @@ func putFrame(b []byte) {
 func (hs *hubSession) readStreams(conn *quic.Conn) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer conn.CloseWithError(quic.ApplicationErrorCode(wire.CodeShutdown), "") // unblocks the streams
+	defer hs.closeConn(conn) // unblocks the streams
 	for {
 		st, err := conn.AcceptUniStream(hs.ctx)
 		if err != nil {
@@ -61,6 +62,20 @@ func (hs *hubSession) readStreams(conn *quic.Conn) error {
 			}
 		})
 	}
+}
+
+// closeConn closes with the session's reason, when the session has ended.
+func (hs *hubSession) closeConn(c *quic.Conn) {
+	code, text := wire.CodeOK, ""
+	if hs.ctx.Err() != nil {
+		err := closeReason(context.Cause(hs.ctx))
+		code, text = codeOf(err), err.Error()
+		var le *localClose
+		if errors.As(err, &le) {
+			code, text = le.code, le.message
+		}
+	}
+	c.CloseWithError(quic.ApplicationErrorCode(code), clip(text))
 }
 
 func (hs *hubSession) readStream(st *quic.ReceiveStream) error {

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -11,88 +12,138 @@ import (
 	"tailrace/uplink/wire"
 )
 
-// runLane writes one lane's data stream on the main connection: what the Sender says
-// is next is read, encoded and written, nothing is queued. Write blocks while the
-// connection's windows are full, so that at most one frame a lane waits in memory.
-func (s *session) runLane(lane wire.Lane) {
-	var (
-		st    *quic.SendStream
-		fw    *wire.FrameWriter
-		batch []byte
-		out   []byte
-		idle  = time.NewTimer(idleContext)
-		paced = time.NewTimer(0)
-	)
+// worker writes the data stream of one lane on one connection: what the Sender says is
+// next is read, encoded and written, nothing is queued. Write blocks while the
+// connection's windows are full, so that at most one frame a worker waits in memory.
+type worker struct {
+	s      *session
+	conn   *quic.Conn
+	number int // of the connection, 0 = main
+	lane   wire.Lane
+	wake   chan struct{}   // capacity 1: there may be work
+	retire <-chan struct{} // closed: take no more work, leave when all of it is acked; nil = never
+
+	st    *quic.SendStream // nil before the first frame
+	fw    *wire.FrameWriter
+	batch []byte
+	out   []byte
+}
+
+func (s *session) newWorker(conn *quic.Conn, number int, lane wire.Lane, retire <-chan struct{}) *worker {
+	w := &worker{s: s, conn: conn, number: number, lane: lane, wake: make(chan struct{}, 1), retire: retire}
+	s.mu.Lock()
+	s.workers = append(s.workers, w)
+	s.mu.Unlock()
+	return w
+}
+
+// run works until ctx ends, the connection fails or the worker is retired.
+func (w *worker) run(ctx context.Context) error {
+	s := w.s
+	idle, paced := time.NewTimer(idleContext), time.NewTimer(0)
 	defer idle.Stop()
 	defer paced.Stop()
-	window := s.c.cfg.BulkWindow
-	if lane == wire.LaneLive {
-		window = s.c.cfg.LiveWindow
-	}
-	if w := int(s.welcome.WindowBytes); w > 0 {
-		window = min(window, w)
-	}
-	for {
+	retire := w.retire
+	for ctx.Err() == nil {
+		var j uplink.Job
+		var ok bool
+		var wait time.Duration
 		s.mu.Lock()
-		j, ok, wait := s.sender.Next(lane, time.Now())
+		if retiring := w.retire != nil && retire == nil; !retiring {
+			j, ok, wait = s.sender.Next(w.lane, time.Now())
+		} else if s.sender.Carries(w.number) == 0 {
+			s.mu.Unlock()
+			return nil
+		}
 		s.mu.Unlock()
 		if !ok {
 			if wait > 0 {
 				paced.Reset(wait)
 			}
 			select {
-			case <-s.ctx.Done():
-				return
-			case <-s.wake[lane]:
+			case <-ctx.Done():
+			case <-w.wake:
 			case <-paced.C:
+			case <-retire:
+				retire = nil
 			case <-idle.C:
-				if fw != nil {
-					if out = fw.Idle(out[:0]); len(out) > 0 {
-						if _, err := st.Write(out); err != nil {
-							s.fail(fmt.Errorf("%s stream: %w", lane, err))
-							return
-						}
-					}
+				if err := w.idle(); err != nil {
+					return err
 				}
-				batch, out = nil, nil
 			}
 			continue
 		}
-		if s.ctx.Err() != nil {
-			return
-		}
-		r := s.read(j, batch[:0])
-		if r.Batches != nil {
-			batch = r.Batches
-		}
-		s.mu.Lock()
-		f, ok := s.sender.Done(j, r, 0, time.Now())
-		if !ok {
-			s.settle()
-			continue
-		}
-		s.mu.Unlock()
-		out = out[:0]
-		if st == nil {
-			var err error
-			if st, err = s.conn.OpenUniStreamSync(s.ctx); err != nil {
-				s.fail(fmt.Errorf("open %s stream: %w", lane, err))
-				return
-			}
-			st.SetPriority(urgency(lane), true)
-			fw = wire.NewFrameWriter(s.welcome.Codec, window)
-			out = wire.AppendPreamble(out, lane)
-		}
-		out, err := fw.Append(out, f.Header, f.Batches)
-		if err == nil {
-			_, err = st.Write(out)
-		}
-		if err != nil {
-			s.fail(fmt.Errorf("%s stream: %w", lane, err))
-			return
+		if err := w.do(ctx, j); err != nil {
+			return err
 		}
 		idle.Reset(idleContext)
 	}
+	return ctx.Err()
+}
+
+// idle gives buffers and compression context up, at both ends.
+func (w *worker) idle() error {
+	w.batch, w.out = nil, nil
+	if w.fw == nil {
+		return nil
+	}
+	if b := w.fw.Idle(nil); len(b) > 0 {
+		if _, err := w.st.Write(b); err != nil {
+			return fmt.Errorf("%s stream: %w", w.lane, err)
+		}
+	}
+	return nil
+}
+
+// do carries a Job out and writes the frame that it gives.
+func (w *worker) do(ctx context.Context, j uplink.Job) error {
+	s := w.s
+	r := s.read(j, w.batch[:0])
+	if r.Batches != nil {
+		w.batch = r.Batches
+	}
+	s.mu.Lock()
+	f, ok := s.sender.Done(j, r, w.number, time.Now())
+	if !ok {
+		s.settle()
+		return nil
+	}
+	if w.lane != wire.LaneLive && len(s.workers) > int(wire.Lanes) {
+		s.settle() // the rest of this partition is for the next connection
+	} else {
+		s.mu.Unlock()
+	}
+	out := w.out[:0]
+	if w.st == nil {
+		st, err := w.conn.OpenUniStreamSync(ctx)
+		if err != nil {
+			return fmt.Errorf("open %s stream: %w", w.lane, err)
+		}
+		st.SetPriority(urgency(w.lane), true)
+		w.st, w.fw = st, wire.NewFrameWriter(s.welcome.Codec, s.window(w.lane))
+		out = wire.AppendPreamble(out, w.lane)
+	}
+	out, err := w.fw.Append(out, f.Header, f.Batches)
+	if err == nil {
+		_, err = w.st.Write(out)
+	}
+	w.out = out
+	if err != nil {
+		return fmt.Errorf("%s stream: %w", w.lane, err)
+	}
+	return nil
+}
+
+// window is the zstd window of a lane.
+func (s *session) window(lane wire.Lane) int {
+	n := s.c.cfg.BulkWindow
+	if lane == wire.LaneLive {
+		n = s.c.cfg.LiveWindow
+	}
+	if w := int(s.welcome.WindowBytes); w > 0 {
+		n = min(n, w)
+	}
+	return n
 }
 
 // read carries out a Job. What is gone is explained to the Sender first, so that the

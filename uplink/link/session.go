@@ -25,8 +25,10 @@ type session struct {
 	reader  *wire.Reader
 	hub     string
 	id      wire.ID
-	welcome wire.Welcome
-	log     interface {
+
+	dialBulk func(context.Context) (*quic.Conn, error)
+	welcome  wire.Welcome
+	log      interface {
 		Debug(msg string, args ...any)
 		Warn(msg string, args ...any)
 	}
@@ -51,11 +53,11 @@ type session struct {
 	commands  chan wire.Command
 	drainHubs []string // written by the control reader before done
 
-	changed chan struct{}             // capacity 1: the Source moved
-	wake    [wire.Lanes]chan struct{} // capacity 1: a lane may have work
+	changed chan struct{} // capacity 1: the Source moved
 
 	mu         sync.Mutex // guards the following
 	sender     *uplink.Sender
+	workers    []*worker
 	partitions []uplinkPartition
 	generation uint64
 	queue      []wire.Message // to write, bounded by maxQueued
@@ -76,19 +78,16 @@ const (
 )
 
 // open says Hello on a fresh connection and starts the session once welcomed.
-func open(ctx context.Context, c *Client, conn *quic.Conn, hub string, sequence uint64) (*session, error) {
+func open(ctx context.Context, c *Client, conn *quic.Conn, hub string, sequence uint64, dialBulk func(context.Context) (*quic.Conn, error)) (*session, error) {
 	st, err := conn.OpenStreamSync(ctx)
 	if err != nil {
 		return nil, err
 	}
 	st.SetPriority(urgencyControl, false)
-	s := &session{c: c, conn: conn, control: st, reader: wire.NewReader(st), hub: hub, id: randomID(c.cfg.Rand), done: make(chan struct{}),
+	s := &session{c: c, conn: conn, control: st, reader: wire.NewReader(st), hub: hub, dialBulk: dialBulk, id: randomID(c.cfg.Rand), done: make(chan struct{}),
 		stall: make(chan struct{}, 1), recovered: make(chan struct{}, 1), poke: make(chan struct{}, 1), changed: make(chan struct{}, 1),
 		writeKick: make(chan struct{}, 1), commands: make(chan wire.Command, 16),
 		log: c.cfg.Logger.With("hub", hub)}
-	for l := range s.wake {
-		s.wake[l] = make(chan struct{}, 1)
-	}
 	s.generation = c.cfg.Source.Generation()
 	inv := c.cfg.Source.Inventory()
 	codecs := []wire.Codec{wire.CodecZstd, wire.CodecNone}
@@ -142,8 +141,14 @@ func open(ctx context.Context, c *Client, conn *quic.Conn, hub string, sequence 
 	s.wg.Go(s.watchSource)
 	s.wg.Go(s.runCommands)
 	for l := range wire.Lane(wire.Lanes) {
-		s.wg.Go(func() { s.runLane(l) })
+		w := s.newWorker(conn, 0, l, nil)
+		s.wg.Go(func() {
+			if err := w.run(s.ctx); err != nil {
+				s.fail(err)
+			}
+		})
 	}
+	s.wg.Go(s.runStripes)
 	go func() {
 		<-s.ctx.Done()
 		s.err = closeReason(context.Cause(s.ctx))
@@ -214,14 +219,14 @@ func (s *session) send(msgs ...wire.Message) {
 // settle carries out what a change of the Sender asks for. Called with mu held; it unlocks.
 func (s *session) settle() {
 	msgs, late := s.sender.Messages(), s.sender.Late()
+	for _, w := range s.workers {
+		signal(w.wake)
+	}
 	s.mu.Unlock()
 	if len(msgs) > 0 {
 		s.send(msgs...)
 	}
 	s.acked(late)
-	for _, w := range s.wake {
-		signal(w)
-	}
 }
 
 // acked passes on what is durable at the hub.
@@ -229,7 +234,6 @@ func (s *session) acked(acked []uplink.Acked) {
 	for i := range acked {
 		a := &acked[i]
 		s.acks.Add(1)
-		s.useful.Store(true)
 		s.c.acked.Add(a.Ranges.Count())
 		s.c.cfg.Source.Acked(a.Topic, a.Index, a.Epoch, a.Ranges)
 	}
@@ -330,7 +334,11 @@ func (s *session) handle(m wire.Message) error {
 		s.settle()
 	case *wire.Ack:
 		s.mu.Lock()
+		before := s.sender.Outstanding()
 		acked := s.sender.Ack(m)
+		if s.sender.Outstanding() < before {
+			s.useful.Store(true)
+		}
 		s.settle()
 		s.acked(acked)
 	case *wire.Heartbeat:

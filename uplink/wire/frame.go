@@ -182,6 +182,7 @@ type FrameReader struct {
 type feedReader struct {
 	r    *bufio.Reader
 	left int
+	err  error // of the stream below, which is not the frame's fault
 }
 
 var errFrameEnd = errors.New("frame ends inside a compressed block")
@@ -192,8 +193,9 @@ func (f *feedReader) Read(p []byte) (int, error) {
 	}
 	n, err := f.r.Read(p[:min(len(p), f.left)])
 	f.left -= n
-	if errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
+	if err != nil {
+		f.err = unexpected(err)
+		err = f.err
 	}
 	return n, err
 }
@@ -310,8 +312,8 @@ func (r *FrameReader) read(buf []byte) (h FrameHeader, batches []byte, err error
 		}
 		b = b[:have+want]
 		if _, err := io.ReadFull(src, b[have:]); err != nil {
-			if errors.Is(err, io.ErrUnexpectedEOF) && r.feed.left > 0 {
-				return h, nil, err // the stream was cut
+			if r.feed.err != nil {
+				return h, nil, r.feed.err // the stream was cut
 			}
 			return h, nil, bad("data frame: %v", err)
 		}
