@@ -23,15 +23,15 @@ type conn struct {
 	Client
 	srv      *Server
 	nc       net.Conn
-	admitted *admitted  // its place among the connections; nil in tests
+	admitted *admitted  // its place among the connections
 	raw      *rawReader // TCP: waits for bytes without holding a buffer; nil = probe
 	out      outbox
 
 	// Owned by the connection's goroutine.
 	rd         *chunk // received, not yet decoded: rd.b[rpos:]; nil = nothing
 	rpos       int
-	extra      int // bytes of rd beyond the pooled size, charged to srv.buffers
-	probe      [64]byte
+	extra      int           // bytes of rd beyond the pooled size, charged to srv.buffers
+	probe      []byte        // made on first use, for connections that raw cannot read
 	keepAlive  time.Duration // 0 = none
 	readBy     time.Time     // the read deadline as it is set
 	maxPacket  int           // the client's Maximum Packet Size, 0 = none
@@ -41,9 +41,8 @@ type conn struct {
 
 	// in guards what the reader shares with the timer that ends a line-up.
 	in        sync.Mutex
-	cur       *burst // being filled
-	pp        packet.Publish
-	pub       Publish
+	cur       *burst   // being filled
+	sc        *scratch // during process only
 	topics    topicCache
 	qos2      map[uint16]struct{} // received, not yet released
 	lineup    *lineup             // nil = over
@@ -112,22 +111,50 @@ func (c *conn) setReadDeadline(t time.Time) {
 	c.mu.Unlock()
 }
 
-// serve runs the connection until it ends.
-func (c *conn) serve(cert func(net.Conn) (*x509.Certificate, error)) {
+// start logs the client in and leaves the connection to a goroutine of its own: the
+// handshake and the password hash have grown this one's stack, and a stack that has
+// grown does not shrink below 4 KB again, which matters when 5,000 clients idle.
+func (c *conn) start() {
+	if c.enter() {
+		go c.run()
+	} else {
+		c.end()
+	}
+}
+
+func (c *conn) enter() (ok bool) {
 	defer c.srv.recovered(c)
-	defer c.teardown()
 	c.setReadDeadline(time.Now().Add(c.srv.cfg.Limits.LoginTimeout))
-	crt, err := cert(c.nc)
-	if err != nil {
-		c.stop(cause{err: err})
-		return
-	}
-	err = c.login(crt)
-	c.srv.loggedIn(c)
+	crt, err := peerCertificate(c.nc)
 	if err == nil {
-		err = c.loop()
+		err = c.login(crt)
 	}
-	c.stop(c.causeOf(err))
+	c.admitted.login()
+	if err != nil {
+		c.stop(c.causeOf(err))
+	}
+	return err == nil
+}
+
+// run reads until the connection ends. Few and small frames below it.
+func (c *conn) run() {
+	defer c.end()
+	defer c.srv.recovered(c)
+	c.stop(c.causeOf(c.loop()))
+}
+
+// end is the last thing of every connection.
+func (c *conn) end() {
+	s := c.srv
+	defer s.wg.Done()
+	defer c.admitted.Close()
+	defer func() {
+		s.mu.Lock()
+		delete(s.conns, c)
+		s.mu.Unlock()
+	}()
+	defer s.recovered(c)
+	c.teardown()
 }
 
 // causeOf turns the reader's error into the reason of the connection's end.
@@ -248,6 +275,15 @@ func (c *conn) waitWritten() bool {
 	return true
 }
 
+// scratch is what decoding one publish needs; one per connection would be a third of
+// what an idle client costs.
+type scratch struct {
+	pp  packet.Publish
+	pub Publish
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
 // process decodes everything that has been received into one burst and commits it.
 func (c *conn) process() error {
 	if c.rd == nil {
@@ -257,6 +293,7 @@ func (c *conn) process() error {
 	defer c.in.Unlock()
 	var err error
 	now := c.srv.cfg.Now()
+	c.sc = scratches.Get().(*scratch)
 	for err == nil {
 		var head byte
 		var start, end int
@@ -272,6 +309,8 @@ func (c *conn) process() error {
 			err = c.control(head, b[start:end])
 		}
 	}
+	scratches.Put(c.sc)
+	c.sc = nil
 	c.submit()
 	if err == nil && c.rpos == len(c.rd.b) {
 		c.releaseRead()

@@ -20,10 +20,10 @@ const (
 	holdTime = 2 * time.Second
 )
 
-// lineUp feeds the publish in c.pp to the line-up of the resumed session. held
+// lineUp feeds the publish in c.sc.pp to the line-up of the resumed session. held
 // means it has been dealt with: kept back, answered or stored. Caller holds c.in.
 func (c *conn) lineUp(e *topicEntry, head byte, body []byte, now time.Time) (held bool, err error) {
-	p := &c.pp
+	p := &c.sc.pp
 	if p.QoS > 0 && !p.Dup {
 		// A new message: the re-sends are over (4.6.0-1: they come first).
 		if c.lineup.n > 0 {
@@ -114,7 +114,10 @@ func (c *conn) holdOver() {
 	if c.lineup == nil || len(c.held) == 0 {
 		return
 	}
+	c.sc = scratches.Get().(*scratch)
 	err := c.endLineUp(c.lineup.end(), c.srv.cfg.Now())
+	scratches.Put(c.sc)
+	c.sc = nil
 	c.submit()
 	if err != nil {
 		c.stop(c.causeOf(err))

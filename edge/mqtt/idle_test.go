@@ -16,37 +16,48 @@ import (
 // bare socket without a goroutine.
 func TestIdleClientsAreSmall(t *testing.T) {
 	const n = 2000
-	b := newBackend()
-	w := newWorld(t, b, nil)
-	before, goroutines := memory(), runtime.NumGoroutine()
-	conns := make([]net.Conn, 0, n)
-	ack := make([]byte, 64)
-	for i := range n {
-		nc, err := net.Dial("tcp", w.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer nc.Close()
-		nc.Write(append(connect(4, opts{id: fmt.Sprint("idle", i), keepAlive: 600}), publish(4, 1, 1, "t/x", "x")...))
-		for got := 0; got < 8; {
-			k, err := nc.Read(ack)
-			if err != nil {
-				t.Fatal(err)
+	for _, c := range []struct {
+		name  string
+		publ  bool
+		limit float64
+	}{{"never published", false, 6 << 10}, {"has published", true, 8 << 10}} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, newBackend(), nil)
+			before, goroutines := memory(), runtime.NumGoroutine()
+			conns := make([]net.Conn, 0, n)
+			ack := make([]byte, 64)
+			for i := range n {
+				nc, err := net.Dial("tcp", w.addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer nc.Close()
+				p, want := connect(4, opts{id: fmt.Sprint("idle", i), keepAlive: 600}), 4
+				if c.publ {
+					p, want = append(p, publish(4, 1, 1, "site/device", "x")...), 8
+				}
+				nc.Write(p)
+				for got := 0; got < want; {
+					k, err := nc.Read(ack)
+					if err != nil {
+						t.Fatal(err)
+					}
+					got += k
+				}
+				conns = append(conns, nc)
 			}
-			got += k
-		}
-		conns = append(conns, nc)
+			per := float64(memory()-before) / n
+			g := float64(runtime.NumGoroutine()-goroutines) / n
+			t.Logf("%.1f KB and %.2f goroutines per idle client; RSS of the process %d MB", per/1024, g, rss()>>20)
+			if per > c.limit {
+				t.Errorf("%.0f bytes per idle client, want at most %.0f (5,000 in 40 MB)", per, c.limit)
+			}
+			if g > 1.01 {
+				t.Errorf("%.2f goroutines per idle client", g)
+			}
+			runtime.KeepAlive(conns)
+		})
 	}
-	per := float64(memory()-before) / n
-	g := float64(runtime.NumGoroutine()-goroutines) / n
-	t.Logf("%.1f KB and %.2f goroutines per idle client; RSS of the process %d MB", per/1024, g, rss()>>20)
-	if per > 8<<10 {
-		t.Errorf("%.0f bytes per idle client, want at most 8 KiB (5,000 in 40 MB)", per)
-	}
-	if g > 1.01 {
-		t.Errorf("%.2f goroutines per idle client", g)
-	}
-	runtime.KeepAlive(conns)
 }
 
 // memory is heap and stacks in use, after the garbage has gone and stacks have shrunk.

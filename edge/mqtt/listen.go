@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"tailrace/edge/mqtt/packet"
 )
 
 // Serve accepts connections from l until Shutdown (ErrServerClosed) or until l
@@ -60,15 +62,11 @@ func (s *Server) servePlain(a *admission, o ListenerOptions) error {
 			ad.Close()
 			return ErrServerClosed
 		}
-		go func() {
-			defer s.wg.Done()
-			defer ad.Close()
-			inner := ad.Conn // the bare TCP connection: read by readiness
-			if o.TLS != nil {
-				inner = tls.Server(inner, o.TLS)
-			}
-			s.begin(inner, ad, o)
-		}()
+		inner := ad.Conn // the bare TCP connection: read by readiness
+		if o.TLS != nil {
+			inner = tls.Server(inner, o.TLS)
+		}
+		go s.begin(inner, ad, o.Name)
 	}
 }
 
@@ -83,13 +81,21 @@ func (s *Server) hold() bool {
 	return true
 }
 
-func (s *Server) begin(nc net.Conn, ad *admitted, o ListenerOptions) {
+// begin runs a connection that hold has counted.
+func (s *Server) begin(nc net.Conn, ad *admitted, listener string) {
 	c := newConn(s, nc)
 	c.Remote = nc.RemoteAddr().String()
-	c.Listener = o.Name
+	c.Listener = listener
 	c.out.drained = c.drained
 	c.admitted = ad
-	s.serveConn(nc, c)
+	s.mu.Lock()
+	s.conns[c] = struct{}{}
+	closing := s.closing
+	s.mu.Unlock()
+	if closing { // Shutdown has not seen it
+		c.stop(cause{code: packet.ServerShuttingDown})
+	}
+	c.start()
 }
 
 // drained runs on the writer when a full outbox has room again.
@@ -103,13 +109,6 @@ func (c *conn) drained() {
 			ss.pump()
 		}
 		ss.mu.Unlock()
-	}
-}
-
-// loggedIn takes c out of the count of connections before login.
-func (s *Server) loggedIn(c *conn) {
-	if c.admitted != nil {
-		c.admitted.login()
 	}
 }
 
@@ -158,7 +157,6 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request, o ListenerOptio
 		ws.CloseNow()
 		return
 	}
-	defer s.wg.Done()
 	nc, _ := r.Context().Value(connKey{}).(net.Conn)
 	var web net.Conn = &webConn{Conn: websocket.NetConn(context.Background(), ws, websocket.MessageBinary), ws: ws}
 	if t, ok := nc.(*tls.Conn); ok {
@@ -166,7 +164,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request, o ListenerOptio
 		nc = t.NetConn()
 	}
 	ad, _ := nc.(*admitted)
-	s.begin(web, ad, o)
+	s.begin(web, ad, o.Name)
 }
 
 // webConn closes without waiting for the peer's close frame.

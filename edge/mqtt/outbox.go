@@ -18,10 +18,10 @@ type outbox struct {
 	mu      sync.Mutex
 	cur     *chunk // appended to; nil = empty
 	running bool
-	over    bool // was full since the last drained
-	broken  bool // a write failed or the box was closed; nothing is accepted any more
-	closing bool // close nc when all is written
-	ended   chan struct{}
+	over    bool          // was full since the last drained
+	broken  bool          // a write failed or the box was closed; nothing is accepted any more
+	closing bool          // close nc when all is written
+	ended   chan struct{} // made by finish, closed when nc is
 
 	loop     func() // = o.run, bound once: starting the writer allocates nothing
 	deadline time.Time
@@ -29,7 +29,6 @@ type outbox struct {
 
 func (o *outbox) init(nc net.Conn, timeout time.Duration, limit int) {
 	o.nc, o.timeout, o.limit = nc, timeout, limit
-	o.ended = make(chan struct{})
 	o.loop = o.run
 }
 
@@ -84,6 +83,7 @@ func (o *outbox) finish() {
 	o.mu.Lock()
 	if !o.closing {
 		o.closing = true
+		o.ended = make(chan struct{})
 		if !o.running {
 			o.running = true
 			go o.loop()

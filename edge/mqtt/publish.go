@@ -23,15 +23,16 @@ type topicEntry struct {
 
 // topicCache is bounded: a client that keeps inventing topics only loses the gain.
 type topicCache struct {
-	m     map[string]*topicEntry
+	last  *topicEntry            // many devices have but one topic
+	m     map[string]*topicEntry // all, when there are more
 	alias []*topicEntry
 }
 
 const maxCachedTopics = 1024
 
-// topic returns the entry of the publish in c.pp, alias resolved (MQTT 5.0, 3.3.2.3.4).
+// topic returns the entry of the publish in c.sc.pp, alias resolved (MQTT 5.0, 3.3.2.3.4).
 func (c *conn) topic() (*topicEntry, error) {
-	p := &c.pp
+	p := &c.sc.pp
 	if len(p.Topic) == 0 { // only with an alias, the decoder saw to it
 		if int(p.Alias) > len(c.topics.alias) || c.topics.alias[p.Alias-1] == nil {
 			code := packet.ProtocolError // 3.3.2-7... an alias never set
@@ -42,9 +43,12 @@ func (c *conn) topic() (*topicEntry, error) {
 		}
 		return c.topics.alias[p.Alias-1], nil
 	}
-	e := c.topics.m[string(p.Topic)]
-	if e == nil {
-		e = c.newTopic(string(p.Topic))
+	e := c.topics.last
+	if e == nil || e.name != string(p.Topic) {
+		if e = c.topics.m[string(p.Topic)]; e == nil {
+			e = c.newTopic(string(p.Topic))
+		}
+		c.topics.last = e
 	}
 	if p.Alias != 0 {
 		n := c.srv.aliases()
@@ -61,13 +65,17 @@ func (c *conn) topic() (*topicEntry, error) {
 
 func (c *conn) newTopic(name string) *topicEntry {
 	e := &topicEntry{name: name, bytes: []byte(name), hash: hash64(0, []byte(name)), err: c.srv.checkTopic(name)}
-	if len(c.topics.m) >= maxCachedTopics {
-		clear(c.topics.m)
+	t := &c.topics
+	if t.last == nil {
+		return e
 	}
-	if c.topics.m == nil {
-		c.topics.m = make(map[string]*topicEntry, 4)
+	if t.m == nil {
+		t.m = map[string]*topicEntry{t.last.name: t.last}
 	}
-	c.topics.m[name] = e
+	if len(t.m) >= maxCachedTopics {
+		clear(t.m)
+	}
+	t.m[name] = e
 	return e
 }
 
@@ -85,7 +93,7 @@ func (s *Server) checkTopic(name string) error {
 
 // publish handles one PUBLISH. Caller holds c.in; body is valid only during the call.
 func (c *conn) publish(head byte, body []byte, now time.Time) error {
-	p := &c.pp
+	p := &c.sc.pp
 	if err := packet.ReadPublish(head, body, packet.Version(c.Version), p); err != nil {
 		return err
 	}
@@ -134,12 +142,12 @@ func (c *conn) store(p *packet.Publish, e *topicEntry, now time.Time) error {
 		return &packet.Error{Code: packet.ReceiveMaxExceeded, What: "too many QoS 2 publishes without PUBREL"}
 	}
 	if err == nil {
-		c.pub = Publish{Topic: e.bytes, Name: e.name, Route: &e.route, Payload: p.Payload, QoS: p.QoS, Retain: p.Retain, Dup: p.Dup,
+		c.sc.pub = Publish{Topic: e.bytes, Name: e.name, Route: &e.route, Payload: p.Payload, QoS: p.QoS, Retain: p.Retain, Dup: p.Dup,
 			PacketID: p.ID, Hash: hash, Arrival: now}
 		if !p.Props.Empty() {
-			c.pub.Props = &p.Props
+			c.sc.pub.Props = &p.Props
 		}
-		err = b.backend().Add(&c.pub)
+		err = b.backend().Add(&c.sc.pub)
 	}
 	if err != nil {
 		return c.refuse(b, p, err)

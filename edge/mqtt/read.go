@@ -16,7 +16,10 @@ func (c *conn) fill() error {
 			c.rd, c.rpos = ch, 0
 			return err
 		}
-		n, err := c.nc.Read(c.probe[:])
+		if c.probe == nil {
+			c.probe = make([]byte, 64)
+		}
+		n, err := c.nc.Read(c.probe)
 		if n > 0 {
 			c.rd, c.rpos = getChunk(), 0
 			c.rd.b = append(c.rd.b, c.probe[:n]...)

@@ -158,22 +158,6 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
-// serveConn runs one accepted connection to its end. Admission has been done.
-func (s *Server) serveConn(nc net.Conn, c *conn) {
-	s.mu.Lock()
-	if s.closing {
-		s.mu.Unlock()
-		nc.Close()
-		return
-	}
-	s.conns[c] = struct{}{}
-	s.mu.Unlock()
-	c.serve(peerCertificate)
-	s.mu.Lock()
-	delete(s.conns, c)
-	s.mu.Unlock()
-}
-
 // recovered is the second line behind decoders that do not panic: a bug ends the
 // connection that met it, not the node.
 func (s *Server) recovered(c *conn) {
