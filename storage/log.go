@@ -145,6 +145,13 @@ func (l *classLog) tailSegment() *segment {
 	return l.segs[len(l.segs)-1]
 }
 
+// frontIndex is the index that the log begins with.
+func (l *classLog) frontIndex() uint64 {
+	l.segMu.RLock()
+	defer l.segMu.RUnlock()
+	return l.segs[0].first
+}
+
 func (l *classLog) diskBytes() (n int64) {
 	l.segMu.RLock()
 	defer l.segMu.RUnlock()

@@ -16,7 +16,7 @@ type recovered struct {
 	next    map[PartitionID]int64
 	lost    []lostRange // as damage entries say
 	gaps    []lostRange // between batches of one segment
-	commit  uint64 // last one
+	commit  uint64      // last one
 	repairs []Repair
 	cut     bool // durable or torn bytes were taken away: the epoch rises
 }
@@ -228,7 +228,13 @@ func (l *classLog) keepLastRun(r *recovered) (floor uint64, err error) {
 		if sc.next <= next && (sc.next == next || sc.tornAt < sc.size) {
 			continue
 		}
-		// A hole: a file is missing, or this one is from another time.
+		// A hole: a file is missing, or this one is from another time. The records
+		// before it are set aside, but the state is needed: topics, epochs, sessions.
+		for _, s := range r.segs[:i+1] {
+			if err := l.rescueState(r, s, floor, known); err != nil {
+				return 0, err
+			}
+		}
 		for _, s := range r.segs[:i+1] {
 			r.report(l, Repair{File: filepath.Base(s.path), What: "quarantined", Bytes: s.size,
 				Detail: fmt.Sprintf("entries %d to %d are missing after it%s", sc.next, next-1, kept(l.quarantine(s.path, "stray", true)))})
@@ -239,6 +245,24 @@ func (l *classLog) keepLastRun(r *recovered) (floor uint64, err error) {
 		return floor, l.syncSegDir()
 	}
 	return floor, nil
+}
+
+// rescueState replays the state in a segment that is about to be set aside. Open
+// writes it forward, since no segment of the log tells it any more.
+func (l *classLog) rescueState(r *recovered, seg *segment, floor uint64, known bool) error {
+	if x, err := readSide(l.s.cfg.FS, l.sidePath(seg.first), false); err == nil && known && x.first == seg.first && x.last < floor {
+		return nil
+	}
+	sc, _, err := l.scan(seg)
+	if err != nil {
+		return err
+	}
+	l.replay(r, seg, sc)
+	x := collectIndex(sc, seg.first)
+	for j := range x.parts { // so that their offsets are not given out again
+		r.lost = append(r.lost, lostRange{x.parts[j].id, x.parts[j].base, x.parts[j].next})
+	}
+	return nil
 }
 
 // loadSegment brings the i-th segment into r: by its side file when that is

@@ -128,6 +128,13 @@ func (s *Store) open() error {
 			}
 		}
 	}
+	for _, l := range s.logs {
+		if front := l.frontIndex(); l.state.floor(front) < front {
+			if err := l.do(func() error { return l.c.forward(front - 1) }); err != nil {
+				return fmt.Errorf("write rescued state: %w", err)
+			}
+		}
+	}
 	if s.cfg.RetentionInterval > 0 {
 		s.ticker.Go(s.retainLoop)
 	}
