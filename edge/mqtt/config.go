@@ -130,8 +130,11 @@ func (c *Config) validate() error {
 	bad(l.MaxKeepAlive >= 0 && l.MaxKeepAlive <= 65535*time.Second, "MaxKeepAlive %v is not in 0..65535 s", l.MaxKeepAlive)
 	for name, v := range map[string]int{"LoginBytes": l.LoginBytes, "MaxConnections": l.MaxConnections, "MaxPerAddress": l.MaxPerAddress, "MaxLogins": l.MaxLogins,
 		"MaxLoginsPerAddress": l.MaxLoginsPerAddress, "ClientIDBytes": l.ClientIDBytes, "OpenQoS2": l.OpenQoS2, "Bursts": l.Bursts, "OutboundBytes": l.OutboundBytes,
-		"Subscriptions": l.Subscriptions, "Queued": l.Queued, "Sessions": l.Sessions, "Retained": l.Retained, "RetainedBytes": l.RetainedBytes,
-		"LoginTimeout": int(l.LoginTimeout), "WriteTimeout": int(l.WriteTimeout), "RefusedHold": int(l.RefusedHold), "MaxSessionExpiry": int(l.MaxSessionExpiry)} {
+		"Subscriptions": l.Subscriptions, "Queued": l.Queued, "Sessions": l.Sessions, "Retained": l.Retained, "RetainedBytes": l.RetainedBytes} {
+		bad(v > 0, "%s must be above 0", name)
+	}
+	// Not as int: a Duration of more than 2 s does not fit one on 32-bit ARM.
+	for name, v := range map[string]time.Duration{"LoginTimeout": l.LoginTimeout, "WriteTimeout": l.WriteTimeout, "RefusedHold": l.RefusedHold, "MaxSessionExpiry": l.MaxSessionExpiry} {
 		bad(v > 0, "%s must be above 0", name)
 	}
 	return errors.Join(errs...)
