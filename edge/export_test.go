@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"time"
 
@@ -44,4 +45,9 @@ func DetectMedium(sys string, major, minor uint32) (device, kind string, interva
 
 func Span(epochs []storage.Epoch, i int, p *storage.Partition) (from, to int64) {
 	return span(epochs, i, p)
+}
+
+func LoadClientTLS(cert, key, ca string, now func() time.Time) (*tls.Config, error) {
+	t := ClientTLS{Cert: cert, Key: key, CA: ca}
+	return t.load(now)
 }
