@@ -238,11 +238,14 @@ func (w *world) packetConn(l *life, addr *net.UDPAddr) net.PacketConn {
 }
 
 func (w *world) runNode(ctx context.Context, dir string, fs storage.FS, l *life) error {
-	zero := time.Duration(0)
+	zero, segment := time.Duration(0), edge.ByteSize(64<<10)
+	if fs == nil {
+		segment = 0 // the default
+	}
 	cfg := edge.Config{
 		Node: nodeID,
 		Storage: edge.StorageConfig{Dir: dir, Classes: []edge.ClassConfig{
-			{Name: "main", WhenFull: "reject", SegmentSize: 64 << 10, CommitInterval: &zero, MinFree: 1},
+			{Name: "main", WhenFull: "reject", SegmentSize: segment, CommitInterval: &zero, MinFree: 1},
 		}},
 		MQTT: edge.MQTTConfig{
 			Listeners: []edge.ListenerConfig{{Address: "127.0.0.1:1883", Transport: "tcp"}},
