@@ -53,11 +53,11 @@ func decide(known, named []wire.EpochInfo, live, accept bool) verdict {
 	if accept && !slices.ContainsFunc(known, func(k wire.EpochInfo) bool { return k.ID == current.ID }) {
 		return verdict{adopt: append(append([]wire.EpochInfo(nil), known...), unknown(known, named)...), fresh: true}
 	}
+	if slices.ContainsFunc(known, func(k wire.EpochInfo) bool { return k.ID == current.ID }) {
+		return verdict{reason: fmt.Sprintf("its log is at epoch %s, the hub has already seen the later epoch %s: an older copy of the log came back (a restored backup or a swapped card)",
+			short(current.ID), short(last.ID))}
+	}
 	for _, k := range known {
-		if k.ID == current.ID {
-			return verdict{reason: fmt.Sprintf("its log is at epoch %s, the hub has already seen the later epoch %s: an older copy of the log came back (a restored backup or a swapped card)",
-				short(current.ID), short(last.ID))}
-		}
 		for _, n := range named {
 			if n.ID == k.ID || n.Parent == k.ID && !k.ID.IsZero() {
 				return verdict{reason: fmt.Sprintf("its log parted from epoch %s, from which epoch %s has grown already: two copies of one log are in use (a cloned card)",

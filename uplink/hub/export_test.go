@@ -1,0 +1,22 @@
+package hub
+
+import "tailrace/uplink/wire"
+
+// Decide exposes the fencing rule to tests: why a node is fenced ("" = it is
+// not), and the epochs adopted.
+func Decide(known, named []wire.EpochInfo, live, accept bool) (string, []wire.EpochInfo) {
+	v := decide(known, named, live, accept)
+	return v.reason, v.adopt
+}
+
+// RolledBack exposes the check for a log that is an older state of itself.
+func RolledBack(inv wire.Inventory, progress []Progress) string { return rolledBack(inv, progress) }
+
+// MetricNames are all names that /metrics may show of the hub itself.
+func MetricNames() []string {
+	var out []string
+	for _, f := range families {
+		out = append(out, f.name)
+	}
+	return out
+}
