@@ -194,6 +194,12 @@ func (c *conn) read(ctx context.Context) (h header, body []byte, release func(),
 	} else if size > freeFrameBytes {
 		cost = size
 	}
+	// A frame takes from the budget only when a part of it is here: announcing
+	// costs nobody anything.
+	c.shrink(int(size) - 8)
+	if err := c.fill(min(int(size)-8, freeFrameBytes)); err != nil {
+		return h, nil, release, fmt.Errorf("read %s request of %d bytes: %w", a.name, size, err)
+	}
 	if cost > 0 {
 		if err := c.s.requests.Acquire(ctx, cost); err != nil {
 			return h, nil, release, errGone
@@ -212,19 +218,21 @@ func (c *conn) read(ctx context.Context) (h header, body []byte, release func(),
 	return h, body, release, nil
 }
 
-// fill reads n bytes into c.buf, which grows as they arrive: an announced
-// length costs nothing. A large buffer is not kept for the next request.
-func (c *conn) fill(n int) error {
+// shrink empties c.buf for n bytes; a large buffer is not kept for a small
+// request.
+func (c *conn) shrink(n int) {
 	if cap(c.buf) > freeFrameBytes && n <= freeFrameBytes {
 		c.buf = nil
 	}
 	c.buf = c.buf[:0]
+}
+
+// fill reads until c.buf has n bytes. It grows as they arrive: an announced
+// length costs nothing.
+func (c *conn) fill(n int) error {
 	for len(c.buf) < n {
 		if len(c.buf) == cap(c.buf) {
-			size := min(max(2*cap(c.buf), min(n, 4<<10)), n)
-			if len(c.buf) == 0 && n <= freeFrameBytes {
-				size = n
-			}
+			size := min(max(2*cap(c.buf), 4<<10), n)
 			c.buf = append(make([]byte, 0, size), c.buf...)
 		}
 		part := c.buf[len(c.buf):min(cap(c.buf), n)]
@@ -280,6 +288,9 @@ func (c *conn) send(pieces net.Buffers) error {
 	c.s.stats.bytesOut.Add(int(n))
 	if err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if tc, ok := c.nc.(*net.TCPConn); ok {
+				tc.SetLinger(0) // what the kernel still holds for it goes, too
+			}
 			return fmt.Errorf("client did not take its response within %v: %w", c.s.cfg.TransferTimeout, err)
 		}
 		return errGone

@@ -2,7 +2,6 @@ package kafka_test
 
 import (
 	"context"
-	"io"
 	"net"
 	"testing"
 	"time"
@@ -260,7 +259,6 @@ func TestReaderThatTakesNothingIsCut(t *testing.T) {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	io.Copy(io.Discard, nc)
 }
 
 func TestFranzGoConsumes(t *testing.T) {

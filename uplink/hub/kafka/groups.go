@@ -109,6 +109,7 @@ func (gs *groups) join(c *conn, req *kmsg.JoinGroupRequest) (<-chan *kmsg.JoinGr
 	switch {
 	case instance != "" && req.MemberID == "" && g.static[instance] != "":
 		g.remove(g.members[g.static[instance]], kerr.FencedInstanceID)
+		gs.all[g.id] = g // it may have been the last one
 	case instance != "" && req.MemberID != "" && g.static[instance] != req.MemberID:
 		if g.static[instance] != "" {
 			return refuse(kerr.FencedInstanceID)
