@@ -57,6 +57,9 @@ func FoldWindow(old, delta []byte) []byte {
 	}
 	keep := int(binary.BigEndian.Uint16(delta))
 	delta = delta[2:]
+	if n := onlyQoS1(delta); n > 0 {
+		return w.appended(delta, n, keep)
+	}
 	// The tail of the old entries is copied as bytes; new entries are appended.
 	n := 3 + len(w.ids) + len(w.entries) + len(delta)
 	ids := append(make([]byte, 0, len(w.ids)+16), w.ids...)
@@ -89,6 +92,35 @@ func FoldWindow(old, delta []byte) []byte {
 	out = binary.BigEndian.AppendUint16(out, uint16(len(ids)/2))
 	out = append(out, ids...)
 	return append(out, entries...)
+}
+
+// onlyQoS1 is the number of entries of a delta that has nothing else, else 0: nearly
+// all deltas are so, one per burst of every client.
+func onlyQoS1(delta []byte) int {
+	if len(delta)%(1+entryBytes) != 0 {
+		return 0
+	}
+	for i := 0; i < len(delta); i += 1 + entryBytes {
+		if delta[i] != opQoS1 {
+			return 0
+		}
+	}
+	return len(delta) / (1 + entryBytes)
+}
+
+// appended is the window after the n QoS 1 entries of delta, built with one copy.
+func (w windowBytes) appended(delta []byte, n, keep int) []byte {
+	over := max(0, len(w.entries)/entryBytes+n-keep)
+	skip := max(0, over-len(w.entries)/entryBytes) // of the new ones
+	old := w.entries[(over-skip)*entryBytes:]
+	out := make([]byte, 0, 3+len(w.ids)+len(old)+(n-skip)*entryBytes)
+	out = append(out, windowVersion)
+	out = binary.BigEndian.AppendUint16(out, uint16(len(w.ids)/2))
+	out = append(append(out, w.ids...), old...)
+	for i := skip; i < n; i++ {
+		out = append(out, delta[i*(1+entryBytes)+1:][:entryBytes]...)
+	}
+	return out
 }
 
 func findID(ids []byte, hi, lo byte) int {
