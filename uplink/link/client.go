@@ -187,6 +187,8 @@ type dialer struct {
 	earliest time.Time // a hub asked not to come back before
 	addr     net.Addr  // last dialled
 	boot     wire.ID   // of the hub that welcomed last
+	timedOut bool      // nobody answered the last handshake
+	hurried  bool      // a back-off was cut short since the last session, although no probe had been lost
 }
 
 // next dials the next hub and opens a session there.
@@ -210,16 +212,23 @@ func (d *dialer) next(ctx context.Context, beside *session) (*session, error) {
 	return nil, err
 }
 
+// socket opens the socket when there is none.
+func (d *dialer) socket() error {
+	if d.tr != nil {
+		return nil
+	}
+	pc, err := d.c.cfg.PacketConn()
+	if err != nil {
+		return fmt.Errorf("open socket: %w", err)
+	}
+	d.tr = &quic.Transport{Conn: quiet(pc, &d.c.lost)}
+	return nil
+}
+
 func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
 	c := d.c
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.DialTimeout)
-	defer cancel()
-	if d.tr == nil {
-		pc, err := c.cfg.PacketConn()
-		if err != nil {
-			return nil, fmt.Errorf("open socket: %w", err)
-		}
-		d.tr = &quic.Transport{Conn: quiet(pc, &c.lost)}
+	if err := d.socket(); err != nil {
+		return nil, err
 	}
 	addr, err := c.cfg.Resolve(hub)
 	if err != nil {
@@ -239,6 +248,8 @@ func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.DialTimeout)
+	defer cancel()
 	c.sequence++
 	tr := d.tr
 	s, err := open(ctx, c, conn, hub, c.sequence, func(ctx context.Context) (*quic.Conn, error) { return tr.Dial(ctx, addr, conf, qc) })
@@ -246,7 +257,7 @@ func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
 		conn.CloseWithError(quic.ApplicationErrorCode(codeOf(err)), clip(err.Error()))
 		return nil, err
 	}
-	d.boot = s.welcome.Boot
+	d.boot, d.hurried = s.welcome.Boot, false
 	return s, nil
 }
 
@@ -254,9 +265,10 @@ func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
 // more slowly: when a probe finds the path back, it is begun anew, once.
 func (d *dialer) handshake(ctx context.Context, conf *tls.Config, qc *quic.Config) (*quic.Conn, error) {
 	for again := false; ; again = true {
-		hctx, cancel := context.WithCancelCause(ctx)
+		tctx, stop := context.WithTimeout(ctx, d.c.cfg.DialTimeout)
+		hctx, cancel := context.WithCancelCause(tctx)
 		if !again {
-			up := probePath(hctx, d.tr, d.addr, d.c.cfg.Rand)
+			up := probePath(hctx, d.tr, d.addr, d.c.cfg.Probe, d.c.cfg.Rand)
 			go func() {
 				select {
 				case a := <-up:
@@ -270,10 +282,17 @@ func (d *dialer) handshake(ctx context.Context, conf *tls.Config, qc *quic.Confi
 		conn, err := d.tr.Dial(hctx, d.addr, conf, qc)
 		back := errors.Is(context.Cause(hctx), errPathUp)
 		cancel(nil)
+		stop()
+		d.timedOut = err != nil && errors.Is(tctx.Err(), context.DeadlineExceeded) || isTimeout(err)
 		if err == nil || again || !back || ctx.Err() != nil {
 			return conn, err
 		}
 	}
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
 }
 
 var errPathUp = errors.New("the path to the hub is back")
@@ -341,10 +360,10 @@ func (d *dialer) pause(ctx context.Context, beside *session) {
 		recovered, over = beside.recovered, beside.done
 	}
 	var up <-chan pathUp
-	if d.tr != nil && d.addr != nil && !d.earliest.After(now) {
+	if d.addr != nil && !d.earliest.After(now) && d.socket() == nil {
 		pctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		up = probePath(pctx, d.tr, d.addr, d.c.cfg.Rand)
+		up = probePath(pctx, d.tr, d.addr, d.c.cfg.Probe, d.c.cfg.Rand)
 	}
 	for {
 		select {
@@ -353,10 +372,14 @@ func (d *dialer) pause(ctx context.Context, beside *session) {
 		case <-recovered:
 		case <-over:
 		case a := <-up:
-			// Answered at once, the path was not what failed: go on waiting.
+			// Answered at once: either the path came back in this moment, or it was not what
+			// failed. The first is believed once.
 			if a.missed == 0 {
-				up = nil
-				continue
+				if d.hurried || !d.timedOut {
+					up = nil
+					continue
+				}
+				d.hurried = true
 			}
 			if a.boot == d.boot {
 				d.failures = 0

@@ -45,6 +45,7 @@ type ClientConfig struct {
 	BackoffMin     time.Duration // default 500 ms
 	BackoffMax     time.Duration // default 60 s
 	DialTimeout    time.Duration // default 10 s
+	Probe          time.Duration // how often a node without a connection asks for the path, 68 bytes each: 20 MB a day at the default of 300 ms. Negative = never
 	StallTimeout   time.Duration // redial when the hub answers but nothing outstanding becomes durable for so long. Default 2 min
 }
 

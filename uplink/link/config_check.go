@@ -42,6 +42,9 @@ func (c ClientConfig) withDefaults() (ClientConfig, error) {
 	durIn(&errs, "BackoffMax", &c.BackoffMax, max(60*time.Second, c.BackoffMin), c.BackoffMin, 24*time.Hour)
 	durIn(&errs, "DialTimeout", &c.DialTimeout, 10*time.Second, 100*time.Millisecond, 10*time.Minute)
 	durIn(&errs, "StallTimeout", &c.StallTimeout, 2*time.Minute, time.Second, 24*time.Hour)
+	if c.Probe >= 0 {
+		durIn(&errs, "Probe", &c.Probe, 300*time.Millisecond, 50*time.Millisecond, time.Hour)
+	}
 	switch {
 	case c.MaxBulk == 0:
 		c.MaxBulk = 8

@@ -34,7 +34,8 @@ type memSource struct {
 	changed chan struct{}
 	gaps    []link.GapProposal
 	readErr error
-	reads   int
+	sink    *memSink // acks are compared with what it holds
+	node    string
 }
 
 type memPart struct {
@@ -138,7 +139,6 @@ func (s *memSource) Bounds(topic string, index int) (int64, int64) {
 func (s *memSource) Read(dst []byte, topic string, index int, from int64, maxBytes int) ([]byte, int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.reads++
 	if s.readErr != nil {
 		return dst, from, s.readErr
 	}
@@ -167,6 +167,9 @@ func (s *memSource) Read(dst []byte, topic string, index int, from int64, maxByt
 func (s *memSource) Changed() <-chan struct{} { return s.changed }
 
 func (s *memSource) Acked(topic string, index int, epoch wire.ID, held uplink.RangeSet) {
+	if s.sink != nil {
+		s.sink.durable(originKey{s.node, epoch, topic, index}, held)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.find(topic, index)
@@ -388,6 +391,17 @@ func (s *memSink) Status(node string, st wire.Status) {
 func (s *memSink) Connected(string, link.SessionInfo)           {}
 func (s *memSink) Disconnected(string, link.SessionInfo, error) {}
 
+// durable notes an ack of what is not durable.
+func (s *memSink) durable(k originKey, held uplink.RangeSet) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range held {
+		if l := s.stored[k]; l == nil || !l.held.Covers(r.From, r.To) {
+			s.errs = append(s.errs, fmt.Sprintf("%v: %s was acked and is not durable", k, r))
+		}
+	}
+}
+
 func (s *memSink) records(node, topic string) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -506,6 +520,11 @@ func (w *world) node(id, ip string, src link.Source, change func(*link.ClientCon
 		PacketConn: func() (net.PacketConn, error) {
 			return w.r.NodeConn(fmt.Sprintf("%s:%d", ip, 5000+w.port.Add(1))), nil
 		}}
+	if m, ok := src.(*memSource); ok {
+		m.mu.Lock()
+		m.sink, m.node = w.sink, id
+		m.mu.Unlock()
+	}
 	if change != nil {
 		change(&cfg)
 	}

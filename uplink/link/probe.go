@@ -13,8 +13,8 @@ import (
 	"tailrace/uplink/wire"
 )
 
-// While a node has no working connection it asks every half second whether the path
-// is back, with a packet that costs the hub no state:
+// While a node has no working connection it asks every ClientConfig.Probe whether the
+// path is back, with a packet that costs the hub no state:
 //
 //	0x21 'T' 'R' 1 | kind u8: 0 ask, 1 answer | nonce 8 | boot 16 | spread u32 ms | zeros to 40
 //
@@ -24,8 +24,7 @@ import (
 // which Welcome named too, tells an outage of the link (dial at once) from a restart of
 // the hub (every node of the fleet notices: dial within spread).
 const (
-	probeBytes    = 40
-	probeInterval = 500 * time.Millisecond
+	probeBytes = 40
 )
 
 var probeMagic = []byte{0x21, 'T', 'R', 1}
@@ -59,13 +58,16 @@ func (s *Server) answerProbes(ctx context.Context, tr *quic.Transport) {
 }
 
 // probePath asks until ctx ends or an answer came; the channel has room for it.
-func probePath(ctx context.Context, tr *quic.Transport, to net.Addr, rng *rand.Rand) <-chan pathUp {
+func probePath(ctx context.Context, tr *quic.Transport, to net.Addr, every time.Duration, rng *rand.Rand) <-chan pathUp {
+	if every < 0 {
+		return nil
+	}
 	up := make(chan pathUp, 1)
 	first := rng.Uint64()
 	ctx, cancel := context.WithCancel(ctx)
 	go func() {
 		defer cancel()
-		t := time.NewTicker(probeInterval)
+		t := time.NewTicker(every)
 		defer t.Stop()
 		for i := uint64(0); ; i++ {
 			var p [probeBytes]byte
