@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -146,5 +147,52 @@ func TestCtrlCEndsCleanly(t *testing.T) {
 	var r struct{ Acked, Published, Unknown int }
 	if err := json.Unmarshal(out.Bytes(), &r); err != nil || r.Acked == 0 || r.Unknown != 0 || r.Acked != r.Published {
 		t.Fatalf("%v %+v %s", err, r, out.String())
+	}
+}
+
+// A replay in NDJSON is compared with the ledger of the run: whole, it passes;
+// with one record gone, or one twice, the command says so and fails.
+func TestCheckComparesAReplayWithTheLedger(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "run.ledger")
+	book, err := ledger.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const topic = "site/a/turbine/T1/telemetry"
+	s := book.Session(topic, 0xab)
+	var lines []string
+	for seq := uint64(1); seq <= 20; seq++ {
+		p := fmt.Sprintf(`{"boot":"ab","seq":%d,"signals":{"x":1.50}}`, seq)
+		s.Intent(seq, ledger.Hash([]byte(p)))
+		s.Ack(seq, 1)
+		lines = append(lines, fmt.Sprintf(`{"topic":"telemetry","partition":0,"offset":%%d,"value":%s,"value_encoding":"json","headers":[{"key":"mqtt.topic","value":"%s","value_encoding":"text"}]}`, p, topic))
+	}
+	if err := book.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		lines []string
+		want  string
+	}{
+		"whole":  {lines, ""},
+		"lost":   {append(append([]string(nil), lines[:5]...), lines[6:]...), "lost=1"},
+		"double": {append(append([]string(nil), lines...), lines[3]), "duplicate=1"},
+	} {
+		replay := filepath.Join(dir, name)
+		var text string
+		for off, l := range c.lines {
+			text += fmt.Sprintf(l, off) + "\n"
+		}
+		if err := os.WriteFile(replay, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := run("check", "--ledger", file, "-o", "json", replay)
+		if (err == nil) != (c.want == "") || (err != nil && !strings.Contains(err.Error(), c.want)) || !strings.Contains(out, `"acked":20`) {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+	if _, err := run("check", "--ledger", file, file); err == nil || !strings.Contains(err.Error(), "not a record") {
+		t.Errorf("rubbish: %v", err)
 	}
 }

@@ -138,6 +138,9 @@ func (c Config) validate() error {
 	if c.BackOffMin > c.BackOffMax {
 		bad("back-off from %v to %v", c.BackOffMin, c.BackOffMax)
 	}
+	if ms := c.Epoch.UnixMilli(); ms < 0 || ms > 1<<45 {
+		bad("epoch %v: after 1970, before 3084", c.Epoch)
+	}
 	if c.Boot>>32 != 0 {
 		bad("boot %x: 32 bits", c.Boot)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 )
 
 // Only the packets a publisher needs. MQTT 3.1.1 and 5, chapters 2 and 3.
@@ -178,6 +179,8 @@ type payloads struct {
 	template []byte // whole packet with filler; nil with Bodies
 	topic    []byte // topic with its length
 	front    string // payload up to the sequence
+	digits   int    // of the sequences the template fits
+	tsDigits int    // of their times
 	at       struct{ pid, payload, seq, ts, v int }
 }
 
@@ -185,24 +188,40 @@ func newPayloads(c *Config, clientID, topic string) *payloads {
 	p := &payloads{c: c, topic: appendString(nil, topic),
 		front: fmt.Sprintf(`{"dev":"%s","boot":"%08x","seq":`, clientID, c.Boot)}
 	if len(c.Bodies) == 0 {
-		p.template = p.build(nil, 0, nil)
-		p.locate()
+		p.shape(1)
 	}
 	return p
 }
 
-// tail is `          1,"ts":1700000000000,` : fixed widths, so that packets can be patched.
-const seqWidth, tsWidth, vWidth = 10, 13, 10
+// A template holds for all sequences and times of as many digits. Payloads hold no blanks: they stay the same bytes
+// when something on the way compacts JSON.
+const vWidth = 10
+
+func digits(v uint64) (n int) {
+	for n = 1; v >= 10; n++ {
+		v /= 10
+	}
+	return n
+}
+
+// shape makes the template for sequences with as many digits as seq.
+func (p *payloads) shape(seq uint64) {
+	p.template = p.build(p.template[:0], seq, nil)
+	p.digits, p.tsDigits = digits(seq), digits(p.ts(seq))
+	p.locate()
+}
 
 // build appends one packet for sequence seq.
 func (p *payloads) build(dst []byte, seq uint64, body []byte) []byte {
-	size := len(p.front) + seqWidth + len(`,"ts":`) + tsWidth + 1
+	size := len(p.front) + digits(seq) + len(`,"ts":`) + digits(p.ts(seq)) + 1
 	filler := 0
 	if body != nil {
 		size += len(body) + 1
 	} else {
 		size += len(`"v":`) + vWidth + 1
-		filler = max(0, p.c.PayloadBytes-size)
+		if filler = p.c.PayloadBytes - size; filler < len(fillerMember)+1 {
+			filler = 0 // no room for the member: the payload is a few bytes off
+		}
 		size += filler
 	}
 	n := len(p.topic) + size
@@ -221,34 +240,32 @@ func (p *payloads) build(dst []byte, seq uint64, body []byte) []byte {
 		dst = append(dst, 0)
 	}
 	dst = append(dst, p.front...)
-	dst = appendPadded(dst, seq, seqWidth)
+	dst = strconv.AppendUint(dst, seq, 10)
 	dst = append(dst, `,"ts":`...)
-	dst = appendPadded(dst, p.ts(seq), tsWidth)
+	dst = strconv.AppendUint(dst, p.ts(seq), 10)
 	dst = append(dst, ',')
 	if body != nil {
 		return append(append(dst, body...), '}')
 	}
 	dst = append(dst, `"v":`...)
-	dst = appendPadded(dst, p.value(seq), vWidth)
-	const member = `,"p":"`
-	if filler >= len(member)+1 {
-		dst = append(dst, member...)
-		for range filler - len(member) - 1 {
+	dst = strconv.AppendUint(dst, p.value(seq), 10)
+	if filler > 0 {
+		dst = append(dst, fillerMember...)
+		for range filler - len(fillerMember) - 1 {
 			dst = append(dst, 'x')
 		}
 		dst = append(dst, '"')
-	} else {
-		for range filler {
-			dst = append(dst, ' ')
-		}
 	}
 	return append(dst, '}')
 }
 
 func (p *payloads) ts(seq uint64) uint64 { return uint64(p.c.Epoch.UnixMilli()) + seq - 1 }
+
 func (p *payloads) value(seq uint64) uint64 {
-	return mix(seq^p.c.Boot<<32) % 10_000_000_000
+	return 1_000_000_000 + mix(seq^p.c.Boot<<32)%9_000_000_000
 }
+
+const fillerMember = `,"p":"`
 
 func (p *payloads) locate() {
 	_, body, _, _ := splitPublish(p.template)
@@ -262,8 +279,8 @@ func (p *payloads) locate() {
 	}
 	p.at.payload = at
 	p.at.seq = at + len(p.front)
-	p.at.ts = p.at.seq + seqWidth + len(`,"ts":`)
-	p.at.v = p.at.ts + tsWidth + len(`,"v":`)
+	p.at.ts = p.at.seq + p.digits + len(`,"ts":`)
+	p.at.v = p.at.ts + p.tsDigits + len(`,"v":`)
 }
 
 // splitPublish is next without the bound for packets of the server.
@@ -277,14 +294,17 @@ func (p *payloads) append(dst []byte, seq uint64, dup bool) ([]byte, int) {
 	at := len(dst)
 	var payload int
 	if p.template != nil {
+		if digits(seq) != p.digits || digits(p.ts(seq)) != p.tsDigits {
+			p.shape(seq)
+		}
 		dst = append(dst, p.template...)
 		pkt := dst[at:]
 		if p.c.QoS > 0 {
 			binary.BigEndian.PutUint16(pkt[p.at.pid:], packetID(seq))
 		}
-		putPadded(pkt[p.at.seq:p.at.seq+seqWidth], seq)
-		putPadded(pkt[p.at.ts:p.at.ts+tsWidth], p.ts(seq))
-		putPadded(pkt[p.at.v:p.at.v+vWidth], p.value(seq))
+		putNumber(pkt[p.at.seq:p.at.seq+p.digits], seq)
+		putNumber(pkt[p.at.ts:p.at.ts+p.tsDigits], p.ts(seq))
+		putNumber(pkt[p.at.v:p.at.v+vWidth], p.value(seq))
 		payload = at + p.at.payload
 	} else {
 		body := p.c.Bodies[(seq-1)%uint64(len(p.c.Bodies))]
@@ -307,22 +327,10 @@ func (p *payloads) append(dst []byte, seq uint64, dup bool) ([]byte, int) {
 // packetID maps sequences to 1…65535; a window is smaller, so ids in flight differ.
 func packetID(seq uint64) uint16 { return uint16((seq-1)%65535) + 1 }
 
-func appendPadded(dst []byte, v uint64, width int) []byte {
-	for range width {
-		dst = append(dst, ' ')
-	}
-	putPadded(dst[len(dst)-width:], v)
-	return dst
-}
-
-// putPadded prints v right-aligned; JSON allows blanks before a value.
-func putPadded(dst []byte, v uint64) {
-	i := len(dst) - 1
-	for ; i >= 0 && (v > 0 || i == len(dst)-1); i-- {
+// putNumber prints v over dst, which has exactly its width.
+func putNumber(dst []byte, v uint64) {
+	for i := len(dst) - 1; i >= 0; i-- {
 		dst[i] = byte('0' + v%10)
 		v /= 10
-	}
-	for ; i >= 0; i-- {
-		dst[i] = ' '
 	}
 }

@@ -1,6 +1,7 @@
 package rawload_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,10 +65,14 @@ func TestLoadArrivesOnceInOrderInBothVersions(t *testing.T) {
 			if !rep.OK() || rep.Delivered != uint64(want) {
 				t.Fatalf("version %d %+v: %v", version, c, rep)
 			}
-			for _, p := range b.Log()[:10] {
+			for _, p := range b.Log() {
 				var m map[string]any
 				if err := json.Unmarshal(p.Payload, &m); err != nil {
 					t.Fatalf("payload is not JSON: %v: %s", err, p.Payload)
+				}
+				var compact bytes.Buffer
+				if json.Compact(&compact, p.Payload); compact.String() != string(p.Payload) {
+					t.Fatalf("payload has blanks: %s", p.Payload)
 				}
 				if c.Bodies == nil && len(p.Payload) != max(c.PayloadBytes, 120) {
 					t.Fatalf("payload has %d bytes: %s", len(p.Payload), p.Payload)
@@ -141,7 +146,7 @@ func TestAForgottenSessionIsSentAgainAsNew(t *testing.T) {
 
 func TestARefusalIsCountedAndNotSentAgain(t *testing.T) {
 	b := &brokertest.Broker{Decide: func(p brokertest.Publish) brokertest.Verdict {
-		if strings.Contains(string(p.Payload), `"seq":         7,`) {
+		if strings.Contains(string(p.Payload), `"seq":7,`) {
 			return brokertest.Verdict{Code: 0x97}
 		}
 		return brokertest.Verdict{}
