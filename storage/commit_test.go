@@ -20,35 +20,37 @@ func inLog(name string) bool { return filepath.Base(filepath.Dir(name)) == "log"
 // TestAckWaitsForFsync: until the fsync of the segment returns, done is not called
 // and nothing is visible.
 func TestAckWaitsForFsync(t *testing.T) {
-	fs := &testFS{}
-	s := open(t, t.TempDir(), onFS(fs))
-	p := topic(t, s, "wind", 1).Partition(0)
-	syncing, release := make(chan struct{}), make(chan struct{})
-	fs.setHook(func(op, name string) error {
-		if op == "sync" && inLog(name) {
-			syncing <- struct{}{}
-			<-release
+	synctest.Test(t, func(t *testing.T) {
+		fs := &testFS{}
+		s := open(t, t.TempDir(), onFS(fs))
+		p := topic(t, s, "wind", 1).Partition(0)
+		syncing, release := make(chan struct{}, 1), make(chan struct{})
+		fs.setHook(func(op, name string) error {
+			if op == "sync" && inLog(name) {
+				syncing <- struct{}{}
+				<-release
+			}
+			return nil
+		})
+		done := make(chan error, 1)
+		a := s.NewAppend("")
+		a.Record(p, 1, nil, []byte("v"), nil)
+		a.Set(storage.KindMeta, "k", []byte("v"))
+		s.Submit(a, func(_ *storage.Append, err error) { done <- err })
+		<-syncing
+		synctest.Wait() // everything that could go on has
+		_, state := s.State(storage.KindMeta, "k")
+		early := len(done) != 0 || p.HighWatermark() != 0 || state || len(readAll(t, p, 0)) != 0
+		fs.setHook(nil)
+		close(release)
+		if early {
+			t.Fatal("answered or visible before the fsync")
 		}
-		return nil
+		if err := <-done; err != nil || p.HighWatermark() != 1 {
+			t.Fatal(err, p.HighWatermark())
+		}
+		s.Close()
 	})
-	done := make(chan error, 1)
-	a := s.NewAppend("")
-	a.Record(p, 1, nil, []byte("v"), nil)
-	s.Submit(a, func(_ *storage.Append, err error) { done <- err })
-	<-syncing
-	if p.HighWatermark() != 0 || len(readAll(t, p, 0)) != 0 {
-		t.Fatal("visible before the fsync")
-	}
-	select {
-	case <-done:
-		t.Fatal("answered before the fsync")
-	default:
-	}
-	fs.setHook(nil)
-	close(release)
-	if err := <-done; err != nil || p.HighWatermark() != 1 {
-		t.Fatal(err, p.HighWatermark())
-	}
 }
 
 // TestDoneComesInOrder of submission, each once, under many submitters.
