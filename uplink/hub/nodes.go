@@ -41,6 +41,7 @@ const (
 	maxDisplaced = 16
 	maxForks     = 64
 	saveInterval = time.Minute
+	darkAfter    = 40 * time.Second // without a sign of life; a node sends a heartbeat every 15 s
 	nodePrefix   = "node/" // followed by the node id in the key of a KindRegistry entry
 )
 
@@ -145,6 +146,9 @@ func (n *node) takeInventory(inv wire.Inventory) {
 // takeStatus notes a report. Called with mu held.
 func (n *node) takeStatus(st wire.Status, now time.Time) {
 	n.status, n.statusAt = st, now
+	for i := range n.saved.Partitions { // what is not reported has no backlog
+		n.saved.Partitions[i].Oldest, n.saved.Partitions[i].Bytes = 0, 0
+	}
 	for _, b := range st.Backlog {
 		if p := n.partition(b.Topic, b.Partition); p != nil {
 			p.Next = max(p.Next, b.Next)
@@ -157,7 +161,7 @@ func (n *node) takeStatus(st wire.Status, now time.Time) {
 // NodeInfo is a node as GET /api/v1/nodes shows it.
 type NodeInfo struct {
 	Node        string          `json:"node"`
-	State       string          `json:"state"` // "connected", "dark" (not connected), "fenced"
+	State       string          `json:"state"` // "connected", "dark" (no session, or silent for darkAfter), "fenced"
 	Dark        bool            `json:"dark"`
 	Fenced      string          `json:"fenced,omitempty"` // why nothing is taken from it, and what to do
 	FirstSeen   string          `json:"first_seen"`
@@ -240,6 +244,10 @@ func (h *Hub) Nodes() []NodeInfo {
 		if s, ok := live[id]; ok && n.sessions > 0 {
 			info.RTTSeconds, info.ClockOffset = s.RTT.Seconds(), s.ClockOffset.Seconds()
 			info.RecordsIn, info.BytesIn, info.WireBytes = s.Records, s.BytesReceived, s.WireBytes
+			if !s.LastHeard.IsZero() && now.Sub(s.LastHeard) > darkAfter && info.State == "connected" {
+				// A killed node says no farewell: its session lasts until it times out.
+				info.State, info.Dark = "dark", true
+			}
 			if !s.LastHeard.IsZero() && s.LastHeard.UnixMilli() > n.saved.LastSeen {
 				info.LastSeen, info.LastSeenAgo = stamp(s.LastHeard.UnixMilli()), max(0, now.Sub(s.LastHeard).Seconds())
 			}
@@ -321,7 +329,7 @@ func (h *Hub) topicInfos(id string, n *node, epochs []wire.EpochInfo, now time.T
 	}
 	for _, s := range n.saved.Partitions {
 		t := get(s.Topic, s.Partition)
-		t.Next = s.Next
+		t.Next = max(s.Next, t.CompleteTo) // more may have come since it reported
 		held := int64(0)
 		for _, p := range progress {
 			if p.Topic == s.Topic && p.Partition == s.Partition {

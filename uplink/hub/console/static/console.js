@@ -35,12 +35,24 @@
     [0.001, ":{ss}.{fff}", day + " {HH}:{mm}", null, day + " {HH}:{mm}", null, "\n{HH}:{mm}", null, 1],
   ];
 
+  // Keys of one topic often share their ends: site/a/T01/x, site/a/T02/x are
+  // T01 and T02 in a legend.
+  const labels = keys => {
+    if (keys.length < 2) return keys;
+    const parts = keys.map(k => k.split("/"));
+    const least = Math.min(...parts.map(p => p.length));
+    let head = 0, tail = 0;
+    while (head < least - 1 && parts.every(p => p[head] === parts[0][head])) head++;
+    while (tail < least - 1 - head && parts.every(p => p.at(-1 - tail) === parts[0].at(-1 - tail))) tail++;
+    return parts.map(p => p.slice(head, p.length - tail).join("/"));
+  };
+
   let plot, shape = "", latest;
 
   const options = d => {
     const grid = { stroke: css("--line"), width: 1 };
     const axis = { stroke: css("--soft"), grid, ticks: grid };
-    const c = colours();
+    const c = colours(), names = labels(d.series.map(s => s.key));
     return {
       width: el.clientWidth - 16, height: el.clientWidth < 500 ? 240 : 320,
       tzDate: ts => uPlot.tzDate(new Date(ts * 1e3), "Etc/UTC"),
@@ -48,8 +60,8 @@
       scales: { x: { time: true } },
       axes: [{ ...axis, values: times }, { ...axis, size: 62 }],
       series: [{ label: "Time (UTC)", value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" }, ...d.series.map((s, i) => ({
-        label: s.key, stroke: c[i % 8], dash: dash[i % 8], width: 1.6,
-        points: { show: d.times.length < 60 }, value: (_, v) => number(v),
+        label: names[i], stroke: c[i % 8], dash: dash[i % 8], width: 1.6,
+        points: { show: d.times.length < 60, size: 5, fill: css("--panel") }, value: (_, v) => number(v),
       }))],
     };
   };
