@@ -72,6 +72,29 @@ func TestManyInFlightAcksInOrder(t *testing.T) {
 	})
 }
 
+// TestAcksKeepTheirOrderWhenCommitsDoNot: a backend with several logs finishes bursts
+// in any order.
+func TestAcksKeepTheirOrderWhenCommitsDoNot(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, nil)
+	d, _ := w.login(4, opts{id: "a"})
+	b.hold(true)
+	b.mu.Lock()
+	b.last = true
+	b.mu.Unlock()
+	for i := uint16(1); i <= 3; i++ {
+		d.send(publish(4, 1, i, "t", fmt.Sprint(i)))
+		b.waiting(int(i))
+	}
+	b.pass(2) // 3 and 2 are durable, 1 is not
+	d.silent()
+	b.hold(false)
+	d.want(puback(1), puback(2), puback(3))
+	if got := b.payloads(); !slices.Equal(got, []string{"3", "2", "1"}) {
+		t.Fatalf("durable: %q", got)
+	}
+}
+
 func TestRefusedPublish(t *testing.T) {
 	b := newBackend()
 	b.add = func(p *mqtt.Publish) error {

@@ -22,6 +22,7 @@ type memBackend struct {
 	held    bool // nothing becomes durable
 	step    int  // while held: so many commits may pass
 	fail    error
+	last    bool // the newest burst becomes durable first, as with several logs
 	records []memRecord
 	state   map[mqtt.StateKind]map[string][]byte
 	commits int
@@ -91,8 +92,12 @@ func (b *memBackend) commit() {
 			}
 			return
 		}
-		x := b.queue[0]
-		b.queue = b.queue[1:]
+		i := 0
+		if b.last {
+			i = len(b.queue) - 1
+		}
+		x := b.queue[i]
+		b.queue = append(b.queue[:i:i], b.queue[i+1:]...)
 		if b.step > 0 {
 			b.step--
 		}

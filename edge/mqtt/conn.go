@@ -36,6 +36,7 @@ type conn struct {
 	readBy     time.Time     // the read deadline as it is set
 	maxPacket  int           // the client's Maximum Packet Size, 0 = none
 	outMax     int           // deliveries in flight
+	aliasMax   int           // topic aliases the client takes
 	recvMax    int32         // 0 = no limit (3.x)
 	willExpiry uint32
 
@@ -50,6 +51,7 @@ type conn struct {
 	heldBytes int
 	holdTimer *time.Timer
 
+	aliases map[string]uint16 // of deliveries; guarded by ss.mu
 	ss      *session
 	unacked atomic.Int32 // QoS 1 and 2 publishes without an answer
 
@@ -231,7 +233,7 @@ func (c *conn) teardown() {
 		c.out.end()
 	}
 	close(c.gone)
-	c.out.finish()
+	c.out.finish(why.code != packet.Success)
 	if why.err != nil && !errors.Is(why.err, io.EOF) {
 		c.srv.log.Debug("connection ended", "client", c.ID, "remote", c.Remote, "error", why.err)
 	}

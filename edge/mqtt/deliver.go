@@ -155,6 +155,15 @@ func (c *conn) deliver(o *outMsg, dup bool) bool {
 		out.HasExpiry, out.Expiry = true, uint32((left+time.Second-1)/time.Second)
 	}
 	v := packet.Version(c.Version)
+	newAlias := false
+	if c.aliasMax > 0 {
+		if a := c.aliases[m.topic]; a != 0 {
+			out.Alias, out.Topic = a, ""
+		} else if len(c.aliases) < c.aliasMax { // first come: the topics of a subscriber are mostly few
+			newAlias = true
+			out.Alias = uint16(len(c.aliases) + 1)
+		}
+	}
 	if c.maxPacket > 0 && out.Size(v) > c.maxPacket {
 		c.srv.stats.Dropped.Add(1)
 		return false
@@ -167,6 +176,12 @@ func (c *conn) deliver(o *outMsg, dup bool) bool {
 	}
 	if ok {
 		ch.b = packet.AppendPublish(ch.b, v, &out)
+		if newAlias { // only once the client will have seen it
+			if c.aliases == nil {
+				c.aliases = map[string]uint16{}
+			}
+			c.aliases[m.topic] = out.Alias
+		}
 		c.srv.stats.Delivered.Add(1)
 	}
 	c.out.end()

@@ -65,6 +65,17 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+// TestReasonIsNotLostToAReset: the client is still sending when it is told to go.
+func TestReasonIsNotLostToAReset(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, nil)
+	for range 20 {
+		d, _ := w.login(5, opts{id: "a"})
+		d.send([]byte{0x36, 0}, make([]byte, 100_000)) // the rest is never decoded
+		d.disconnected(packet.Malformed)
+	}
+}
+
 // TestLargePacketsArriveWhole sends packets around the sizes of the buffers, cut at odd places.
 func TestLargePacketsArriveWhole(t *testing.T) {
 	b := newBackend()

@@ -122,6 +122,7 @@ func (c *conn) accept(cp *packet.Connect, crt *x509.Certificate) error {
 	if cp.Version == packet.V5 {
 		c.outMax = min(c.outMax, int(cp.ReceiveMax))
 		c.maxPacket = int(cp.MaxPacket)
+		c.aliasMax = min(int(cp.AliasMax), s.aliases())
 		c.recvMax = int32(l.ReceiveMaximum)
 	}
 	var password []byte

@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -18,9 +19,10 @@ type outbox struct {
 	mu      sync.Mutex
 	cur     *chunk // appended to; nil = empty
 	running bool
-	over    bool          // was full since the last drained
-	broken  bool          // a write failed or the box was closed; nothing is accepted any more
-	closing bool          // close nc when all is written
+	over    bool // was full since the last drained
+	broken  bool // a write failed or the box was closed; nothing is accepted any more
+	closing bool // close nc when all is written
+	linger  bool
 	ended   chan struct{} // made by finish, closed when nc is
 
 	loop     func() // = o.run, bound once: starting the writer allocates nothing
@@ -78,11 +80,13 @@ func (o *outbox) fullLocked() bool {
 }
 
 // finish closes the connection once everything is written, at the latest after the
-// write timeout, and waits for that.
-func (o *outbox) finish() {
+// write timeout, and waits for that. With linger it first closes only its own
+// direction and reads on for a moment: closing a socket with unread bytes resets it,
+// and the reset may overtake the DISCONNECT that says why.
+func (o *outbox) finish(linger bool) {
 	o.mu.Lock()
 	if !o.closing {
-		o.closing = true
+		o.closing, o.linger = true, linger && !o.broken
 		o.ended = make(chan struct{})
 		if !o.running {
 			o.running = true
@@ -101,14 +105,13 @@ func (o *outbox) run() {
 			o.cur, o.running = nil, false
 			closing, over := o.closing, o.over
 			o.over = false
-			if closing {
-				o.broken = true
-			}
+			o.broken = o.broken || closing
 			o.mu.Unlock()
 			if c != nil {
 				putChunk(c)
 			}
 			if closing {
+				o.lingerOn()
 				o.nc.Close()
 				close(o.ended)
 			} else if over && o.drained != nil {
@@ -139,4 +142,19 @@ func (o *outbox) run() {
 			o.drained()
 		}
 	}
+}
+
+// lingerTime and lingerBytes bound what is read from a peer that has been told to go.
+const (
+	lingerTime  = 500 * time.Millisecond
+	lingerBytes = 1 << 20
+)
+
+func (o *outbox) lingerOn() {
+	half, ok := o.nc.(interface{ CloseWrite() error })
+	if !o.linger || !ok || half.CloseWrite() != nil {
+		return
+	}
+	o.nc.SetReadDeadline(time.Now().Add(lingerTime))
+	io.CopyN(io.Discard, o.nc, lingerBytes)
 }

@@ -244,6 +244,22 @@ func TestTopicAliasIsResolvedBeforeRouting(t *testing.T) {
 	d.disconnected(packet.ProtocolError)
 }
 
+func TestOutboundAliases(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, nil)
+	sub := w.dial(5)
+	sub.send(frame(0x10, str("MQTT"), []byte{5, 2}, u16(0), props(5, []byte{0x22, 0, 1}), str("sub")))
+	if p := sub.next(); p[0] != 0x20 || p[3] != 0 {
+		t.Fatalf("CONNACK %x", p)
+	}
+	sub.send(subscribe(5, 1, "t/#", 0))
+	sub.want(suback(5, 1, 0))
+	d, _ := w.login(4, opts{id: "dev"})
+	d.send(publish(4, 0, 0, "t/a", "1"), publish(4, 0, 0, "t/b", "2"), publish(4, 0, 0, "t/a", "3"))
+	alias := props(5, []byte{0x23, 0, 1})
+	sub.want(frame(0x30, str("t/a"), alias, []byte("1")), publish(5, 0, 0, "t/b", "2"), frame(0x30, str(""), alias, []byte("3")))
+}
+
 // TestSlowSubscriberDelaysNobody: one subscriber never reads; the publisher's acks
 // and the other subscriber's messages come all the same, memory stays bounded.
 func TestSlowSubscriberDelaysNobody(t *testing.T) {
