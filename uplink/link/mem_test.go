@@ -210,8 +210,10 @@ type memSink struct {
 	latency  time.Duration // from Append to durable
 	hold     chan struct{} // while not nil, Append blocks until it is closed or ctx ends
 	waiting  int64         // bytes appended and not durable
+	byNode   map[string]int64
 	peak     int64
 	refuse   error
+	failing  error // Append fails with it
 	forks    []wire.Fork
 	statuses int
 	gaps     []wire.Gap
@@ -237,7 +239,7 @@ type memLog struct {
 }
 
 func newSink() *memSink {
-	return &memSink{id: wire.ID{0xcc}, stored: map[originKey]*memLog{}}
+	return &memSink{id: wire.ID{0xcc}, stored: map[originKey]*memLog{}, byNode: map[string]int64{}}
 }
 
 func (s *memSink) Identity() (wire.ID, int32) { return s.id, 1 }
@@ -258,8 +260,8 @@ func (s *memSink) Hello(ctx context.Context, node string, h wire.Hello) (link.Pl
 	if s.refuse != nil {
 		return link.Plan{}, s.refuse
 	}
-	if s.waiting != 0 {
-		s.errs = append(s.errs, fmt.Sprintf("Hello while %d bytes of the session before are under way", s.waiting))
+	if n := s.byNode[node]; n != 0 {
+		s.errs = append(s.errs, fmt.Sprintf("Hello while %d bytes of the session before are under way", n))
 	}
 	s.sessions++
 	return s.plan(node, h.Inventory), nil
@@ -285,6 +287,7 @@ func (s *memSink) Append(ctx context.Context, o wire.Origin, batches []byte, don
 	s.mu.Lock()
 	hold, latency := s.hold, s.latency
 	s.waiting += int64(len(batches))
+	s.byNode[o.Node] += int64(len(batches))
 	s.peak = max(s.peak, s.waiting)
 	before, mine := s.tail, make(chan struct{})
 	s.tail = mine
@@ -296,7 +299,11 @@ func (s *memSink) Append(ctx context.Context, o wire.Origin, batches []byte, don
 		}
 		s.mu.Lock()
 		s.waiting -= int64(len(batches))
+		s.byNode[o.Node] -= int64(len(batches))
 		var held uplink.RangeSet
+		if err == nil {
+			err = s.failing
+		}
 		if err == nil {
 			held = s.store(o, batches)
 		}
