@@ -208,6 +208,7 @@ type Bridge struct {
 	brokers []broker
 
 	received, redelivery, stored, refused, failed, reconnects, lostState atomic.Uint64
+	established                                                          atomic.Bool // the broker has had a session of ours since New
 
 	mu        sync.Mutex // guards the fields below
 	connected bool

@@ -4,6 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -19,6 +22,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"tailrace/edge/bridge"
+	"tailrace/uplink/pki"
 )
 
 // fileSink makes bursts durable as lines of a file, one fsync per burst.
@@ -117,6 +121,13 @@ func (s *memSink) wait(t *testing.T, what string, ok func(got []bridge.Message) 
 // broker starts a real mosquitto on a free port.
 func broker(t testing.TB) (addr string) {
 	t.Helper()
+	addr, _ = brokerAt(t, "", "")
+	return addr
+}
+
+// brokerAt starts one on addr ("" = a free port) with further lines of configuration.
+func brokerAt(t testing.TB, addr, extra string) (string, *exec.Cmd) {
+	t.Helper()
 	exe, err := exec.LookPath("mosquitto")
 	if err != nil {
 		exe = "/usr/sbin/mosquitto"
@@ -124,15 +135,17 @@ func broker(t testing.TB) (addr string) {
 	if _, err := os.Stat(exe); err != nil {
 		t.Fatal("mosquitto is needed for this test: apt-get install mosquitto")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	if addr == "" {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr = l.Addr().String()
+		l.Close()
 	}
-	addr = l.Addr().String()
-	l.Close()
 	_, port, _ := net.SplitHostPort(addr)
 	conf := filepath.Join(t.TempDir(), "mosquitto.conf")
-	if err := os.WriteFile(conf, []byte("listener "+port+" 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 1000\n"), 0o600); err != nil {
+	if err := os.WriteFile(conf, []byte("listener "+port+" 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 1000\n"+extra), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe, "-c", conf)
@@ -143,12 +156,12 @@ func broker(t testing.TB) (addr string) {
 	for range 200 {
 		if c, err := net.Dial("tcp", addr); err == nil {
 			c.Close()
-			return addr
+			return addr, cmd
 		}
 		time.Sleep(25 * time.Millisecond)
 	}
 	t.Fatal("mosquitto does not listen")
-	return ""
+	return "", nil
 }
 
 func publisher(t testing.TB, addr string) *paho.Client {
@@ -400,6 +413,143 @@ func TestPropertiesAndFlagsArriveWithTheMessage(t *testing.T) {
 	if m.Topic != "plant/x" || string(m.Payload) != "{}" || m.QoS != 1 || !m.Retain || m.Dup || m.ContentType != "application/json" || m.ResponseTopic != "r" ||
 		!bytes.Equal(m.Correlation, []byte{1}) || len(m.User) != 2 || m.User[1] != (bridge.UserProperty{Key: "k", Value: "w"}) {
 		t.Fatalf("%+v", m)
+	}
+}
+
+func TestBridgeComesBackAndSaysThatTheBrokerForgotTheSession(t *testing.T) {
+	addr, first := brokerAt(t, "", "")
+	sink := newMemSink()
+	c := config(addr, sink)
+	c.Brokers = []string{"mqtt://127.0.0.1:1", "mqtt://" + addr} // the first one never answers
+	b, err := bridge.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := run(t, b)
+	defer stop()
+	connected(t, b)
+	publish(t, publisher(t, addr), "plant/a", "1")
+	sink.wait(t, "the first message", func(got []bridge.Message) bool { return len(got) == 1 })
+	first.Process.Kill()
+	first.Wait()
+	for range 400 {
+		if !b.Stats().Connected {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	brokerAt(t, addr, "") // without persistence: it knows nothing any more
+	connected(t, b)
+	publish(t, publisher(t, addr), "plant/a", "2")
+	sink.wait(t, "a message after the broker's restart", func(got []bridge.Message) bool { return len(got) == 2 })
+	if st := b.Stats(); st.LostState != 1 || st.Reconnects < 1 {
+		t.Fatalf("%+v", st)
+	}
+}
+
+func TestBridgeOverTLSWithPassword(t *testing.T) {
+	dir := t.TempDir()
+	ca, pair, err := pki.NewCA(rand.Reader, "test", time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hub, err := ca.Issue(rand.Reader, pki.RoleHub, "broker", []string{"127.0.0.1"}, time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{"ca": pair.Cert, "crt": hub.Cert, "key": hub.Key} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := exec.Command("mosquitto_passwd", "-b", "-c", filepath.Join(dir, "pw"), "tr", "secret").CombinedOutput(); err != nil {
+		t.Fatalf("mosquitto_passwd: %v %s", err, out)
+	}
+	os.Chmod(filepath.Join(dir, "pw"), 0o644)
+	at := func(n string) string { return filepath.Join(dir, n) }
+	addr, _ := brokerAt(t, "", "user root\ncafile "+at("ca")+"\ncertfile "+at("crt")+"\nkeyfile "+at("key")+"\nallow_anonymous false\npassword_file "+at("pw")+"\n")
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pair.Cert)
+	sink := newMemSink()
+	c := config(addr, sink)
+	c.Brokers, c.TLS, c.Username = []string{"mqtts://" + addr}, &tls.Config{RootCAs: pool}, "tr"
+	password := "wrong"
+	var mu sync.Mutex
+	c.Password = func() ([]byte, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return []byte(password), nil
+	}
+	b, err := bridge.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := run(t, b)
+	defer stop()
+	for range 400 {
+		if strings.Contains(b.Stats().LastError, "refused") {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if st := b.Stats(); st.Connected || !strings.Contains(st.LastError, "refused") {
+		t.Fatalf("with a wrong password: %+v", st)
+	}
+	mu.Lock()
+	password = "secret" // the file was corrected: the next connect reads it
+	mu.Unlock()
+	connected(t, b)
+	if out, err := exec.Command("mosquitto_pub", "-h", "127.0.0.1", "-p", addr[strings.LastIndex(addr, ":")+1:], "--cafile", at("ca"), "-u", "tr", "-P", "secret", "-q", "1", "-t", "plant/x", "-m", "hi").CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	sink.wait(t, "the message", func(got []bridge.Message) bool { return len(got) == 1 && string(got[0].Payload) == "hi" })
+}
+
+// A broker that sends more than it was told it may ends its connection, not our memory.
+func TestOversizePacketsEndTheConnectionBeforeAnythingIsAllocated(t *testing.T) {
+	for name, packet := range map[string][]byte{
+		"256 MB announced":   {0x30, 0xff, 0xff, 0xff, 0x7f},
+		"length without end": {0x30, 0xff, 0xff, 0xff, 0xff, 0x01},
+	} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := bridge.New(config(l.Addr().String(), newMemSink()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := run(t, b)
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 1024)
+		c.Read(buf)                                    // CONNECT
+		c.Write([]byte{0x20, 3, 0, 0, 0})              // CONNACK
+		c.Read(buf)                                    // SUBSCRIBE
+		c.Write([]byte{0x90, 4, buf[2], buf[3], 0, 1}) // SUBACK
+		connected(t, b)
+		c.Write(packet)
+		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		for err = nil; err == nil; {
+			_, err = c.Read(buf)
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: the connection stays open", name)
+		}
+		for range 200 {
+			if strings.Contains(b.Stats().LastError, "the broker sent") {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if e := b.Stats().LastError; !strings.Contains(e, "the broker sent") {
+			t.Errorf("%s: %q", name, e)
+		}
+		c.Close()
+		l.Close()
+		stop()
 	}
 }
 

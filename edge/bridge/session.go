@@ -82,6 +82,7 @@ func (b *Bridge) session(ctx context.Context, to broker) (up bool, err error) {
 		cancel(err)
 	} else {
 		up = true
+		b.established.Store(true)
 		b.note(true, to.address, nil)
 		b.cfg.Logger.Info("connected to broker", "broker", to.address)
 	}
@@ -150,7 +151,7 @@ func (b *Bridge) login(ctx context.Context, client *paho.Client) error {
 	if p := ca.Properties; p != nil && p.SessionExpiryInterval != nil && *p.SessionExpiryInterval < expiry {
 		b.cfg.Logger.Warn("the broker keeps our session for less time than wanted", "wanted_s", expiry, "granted_s", *p.SessionExpiryInterval)
 	}
-	if !ca.SessionPresent && b.stored.Load()+b.reconnects.Load() > 0 {
+	if !ca.SessionPresent && b.established.Load() {
 		b.lostState.Add(1)
 		b.cfg.Logger.Warn("the broker has no session of ours: messages published while we were away are not coming")
 	}
