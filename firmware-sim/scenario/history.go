@@ -143,7 +143,11 @@ func (w *world) something(out *outcome) error {
 	if r.IntN(3) == 0 {
 		m = w.hub
 	}
-	switch r.IntN(10) {
+	switch r.IntN(12) {
+	case 10, 11:
+		if n := w.site.cut(func() bool { return r.IntN(2) == 0 }); n > 0 {
+			w.say("%d devices lose their connection", n)
+		}
 	case 0, 1, 2, 3:
 		c := w.weather()
 		if c.Down[0] || c.Down[1] {
@@ -153,7 +157,7 @@ func (w *world) something(out *outcome) error {
 		w.wan.set(c)
 	case 4, 5, 6:
 		out.Cuts++
-		if err := m.crash(r.Uint64()); err != nil {
+		if err := m.crash(r.Uint64(), int64(r.IntN(30)), r.IntN(2) == 0); err != nil {
 			return err
 		}
 		if r.IntN(2) == 0 {
@@ -164,7 +168,7 @@ func (w *world) something(out *outcome) error {
 		return w.fault(m, out)
 	default: // both at once: a power cut at a site that has its own hub
 		out.Cuts += 2
-		if err := errors.Join(w.node.crash(r.Uint64()), w.hub.crash(r.Uint64())); err != nil {
+		if err := errors.Join(w.node.crash(r.Uint64(), 0, false), w.hub.crash(r.Uint64(), 0, false)); err != nil {
 			return err
 		}
 		time.Sleep(time.Duration(r.IntN(2000)) * time.Millisecond)

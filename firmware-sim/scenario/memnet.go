@@ -24,10 +24,42 @@ type half struct {
 	mu     sync.Mutex
 	cond   sync.Cond // on mu: any change
 	buf    []byte
-	closed bool // no more writes; what is buffered can still be read
-	broken bool // reset: neither side reads or writes any more
+	under  []onWay       // how much of buf has arrived when, oldest first
+	delay  time.Duration // of the network
+	closed bool          // no more writes; what is buffered can still be read
+	broken bool          // reset: neither side reads or writes any more
 
 	readBy, writeBy deadline
+}
+
+// onWay says that the next n bytes can be read from some time on.
+type onWay struct {
+	n  int
+	at time.Time
+}
+
+// arrived is how many bytes can be read now; the caller has h.mu.
+func (h *half) arrived() int {
+	n, now := 0, time.Now()
+	for _, u := range h.under {
+		if u.at.After(now) {
+			break
+		}
+		n += u.n
+	}
+	return n
+}
+
+// take removes n bytes that have arrived; the caller has h.mu.
+func (h *half) take(n int) {
+	h.buf = h.buf[:copy(h.buf, h.buf[n:])]
+	for n > 0 {
+		k := min(n, h.under[0].n)
+		n -= k
+		if h.under[0].n -= k; h.under[0].n == 0 {
+			h.under = h.under[1:]
+		}
+	}
 }
 
 // deadline belongs to one side of a half; guarded by half.mu.
@@ -36,8 +68,8 @@ type deadline struct {
 	timer *time.Timer
 }
 
-func newHalf() *half {
-	h := &half{}
+func newHalf(delay time.Duration) *half {
+	h := &half{delay: delay}
 	h.cond.L = &h.mu
 	return h
 }
@@ -71,12 +103,12 @@ func (h *half) read(b []byte) (int, error) {
 			return 0, syscall.ECONNRESET
 		case h.readBy.passed():
 			return 0, os.ErrDeadlineExceeded
-		case len(h.buf) > 0:
-			n := copy(b, h.buf)
-			h.buf = h.buf[:copy(h.buf, h.buf[n:])]
+		case h.arrived() > 0:
+			n := copy(b, h.buf[:h.arrived()])
+			h.take(n)
 			h.cond.Broadcast()
 			return n, nil
-		case h.closed:
+		case h.closed && len(h.buf) == 0:
 			return 0, io.EOF
 		}
 		h.cond.Wait()
@@ -96,8 +128,17 @@ func (h *half) write(b []byte) (n int, err error) {
 		if room := socketBytes - len(h.buf); room > 0 {
 			k := min(room, len(b)-n)
 			h.buf = append(h.buf, b[n:n+k]...)
+			h.under = append(h.under, onWay{k, time.Now().Add(h.delay)})
 			n += k
-			h.cond.Broadcast()
+			if h.delay == 0 {
+				h.cond.Broadcast()
+			} else {
+				time.AfterFunc(h.delay, func() {
+					h.mu.Lock()
+					h.cond.Broadcast()
+					h.mu.Unlock()
+				})
+			}
 		}
 		if n == len(b) {
 			return n, nil
@@ -127,8 +168,8 @@ type memConn struct {
 	onClose       func()
 }
 
-func memPipe(a, b memAddr) (*memConn, *memConn) {
-	x, y := newHalf(), newHalf()
+func memPipe(a, b memAddr, delay time.Duration) (*memConn, *memConn) {
+	x, y := newHalf(delay), newHalf(delay)
 	return &memConn{in: x, out: y, local: a, remote: b}, &memConn{in: y, out: x, local: b, remote: a}
 }
 
@@ -171,6 +212,8 @@ func (c *memConn) SetWriteDeadline(t time.Time) error {
 // memNet is the site's network between devices and node: one address that a node listens
 // on while it lives.
 type memNet struct {
+	delay time.Duration // one way
+
 	mu sync.Mutex
 	l  *memListener // nil while nobody listens
 }
@@ -186,7 +229,7 @@ func (n *memNet) dial(ctx context.Context) (net.Conn, error) {
 	if l == nil {
 		return nil, errRefused
 	}
-	client, server := memPipe("device", "node")
+	client, server := memPipe("device", "node", n.delay)
 	select {
 	case l.accept <- server:
 		l.mu.Lock()
@@ -202,6 +245,26 @@ func (n *memNet) dial(ctx context.Context) (net.Conn, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// cut breaks the connections that pick chooses, with what is under way on them.
+func (n *memNet) cut(pick func() bool) (broken int) {
+	n.mu.Lock()
+	l := n.l
+	n.mu.Unlock()
+	if l == nil {
+		return 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.conns {
+		if pick() {
+			c.reset()
+			delete(l.conns, c)
+			broken++
+		}
+	}
+	return broken
 }
 
 // listen opens the address.

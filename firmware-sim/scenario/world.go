@@ -72,6 +72,7 @@ type life struct {
 	done   chan struct{} // the daemon and its restarts have ended
 
 	mu       sync.Mutex
+	dead     bool
 	sockets  []*socket
 	listener *memListener
 	store    *storage.Store // of the daemon that runs now
@@ -83,6 +84,7 @@ func newWorld(seed uint64, dir, certs string) *world {
 		seed: seed, dir: dir, certs: certs, rng: mrand.New(mrand.NewPCG(seed, 4)), start: time.Now(),
 		wan: newWAN(hubAddr.String(), seed), book: ledger.New(), log: slog.DiscardHandler,
 	}
+	w.site.delay = time.Duration(w.rng.IntN(30)) * time.Millisecond
 	w.node = &machine{w: w, name: "node", run: w.runNode}
 	w.hub = &machine{w: w, name: "hub", run: w.runHub}
 	return w
@@ -137,30 +139,36 @@ func (m *machine) on() error {
 }
 
 // crash cuts the power: nothing leaves the machine any more, and its disk is left in a
-// state chosen by seed. It does not wait for the dead daemon's goroutines.
-func (m *machine) crash(seed uint64) error {
+// state chosen by seed. With at > 0 the power goes within the at-th change of the disk from
+// now, before or after it takes effect, or at the end of the wait if there are fewer. It
+// does not wait for the dead daemon's goroutines.
+func (m *machine) crash(seed uint64, at int64, after bool) error {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	l := m.life
+	m.mu.Unlock()
 	if l == nil {
 		return nil
 	}
-	m.life = nil
-	l.mu.Lock()
-	for _, s := range l.sockets {
-		s.kill()
+	l.fs.OnCut(func() { l.die(seed) })
+	dst := filepath.Join(m.w.dir, fmt.Sprintf("%s-%d", m.name, m.gen+1))
+	if at > 0 {
+		l.fs.CutAt(at, after, seed, dst)
+		for i := 0; i < 400; i++ {
+			if off, _, _ := l.fs.Off(); off {
+				break
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
 	}
-	if l.listener != nil {
-		r := mrand.New(mrand.NewPCG(seed, 5))
-		l.listener.kill(func() bool { return r.IntN(2) == 0 })
-	}
-	l.mu.Unlock()
-	m.gen++
-	note, err := l.fs.Cut(seed, filepath.Join(m.w.dir, fmt.Sprintf("%s-%d", m.name, m.gen)))
+	note, err := l.fs.Cut(seed, dst)
 	if err != nil {
 		return fmt.Errorf("power cut of the %s: %w", m.name, err)
 	}
-	m.w.say("power cut of the %s: %s", m.name, note)
+	m.mu.Lock()
+	m.life = nil
+	m.gen++
+	m.mu.Unlock()
+	m.w.say("power cut of the %s (change %d, after=%v): %s", m.name, at, after, note)
 	l.cancel()
 	go func() {
 		<-l.done
@@ -168,6 +176,20 @@ func (m *machine) crash(seed uint64) error {
 		os.RemoveAll(l.dir)
 	}()
 	return nil
+}
+
+// die takes the machine off the network.
+func (l *life) die(seed uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.dead = true
+	for _, s := range l.sockets {
+		s.kill()
+	}
+	if l.listener != nil {
+		r := mrand.New(mrand.NewPCG(seed, 5))
+		l.listener.kill(func() bool { return r.IntN(2) == 0 })
+	}
 }
 
 // off ends the daemon in order, as a shutdown does, and waits for it.
@@ -232,8 +254,11 @@ func (m *machine) records() int64 {
 func (w *world) packetConn(l *life, addr *net.UDPAddr) net.PacketConn {
 	s := w.wan.open(addr)
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.sockets = append(l.sockets, s)
-	l.mu.Unlock()
+	if l.dead {
+		s.kill()
+	}
 	return s
 }
 
@@ -265,11 +290,13 @@ func (w *world) runNode(ctx context.Context, dir string, fs storage.FS, l *life)
 			return w.packetConn(l, addr), nil
 		},
 		Listen: func(network, address string) (net.Listener, error) {
-			ml := w.site.listen()
 			l.mu.Lock()
-			l.listener = ml
-			l.mu.Unlock()
-			return ml, nil
+			defer l.mu.Unlock()
+			if l.dead {
+				return nil, storagetest.ErrPowerCut
+			}
+			l.listener = w.site.listen()
+			return l.listener, nil
 		},
 	}
 	cfg.Default.Stream = stream

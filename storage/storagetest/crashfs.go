@@ -26,6 +26,7 @@ type CrashFS struct {
 	free    int64
 	locked  map[string]bool
 	cut     *cutPlan
+	onCut   func()
 	off     bool
 	note    string
 	err     error
@@ -136,6 +137,14 @@ func (c *CrashFS) CutAt(n int64, after bool, seed uint64, dst string) {
 	c.d.mu.Unlock()
 }
 
+// OnCut sets what happens at the very moment the power goes off: a test cuts the network
+// there. f runs within the call during which it happens and must not call the CrashFS.
+func (c *CrashFS) OnCut(f func()) {
+	c.d.mu.Lock()
+	c.onCut = f
+	c.d.mu.Unlock()
+}
+
 // Cut cuts the power now, unless it is off already, and writes the state left into dst. It
 // returns what was chosen, in words.
 func (c *CrashFS) Cut(seed uint64, dst string) (string, error) {
@@ -165,6 +174,9 @@ func (c *CrashFS) Off() (bool, string, error) {
 
 func (c *CrashFS) powerOff(seed uint64, dst string) {
 	c.off = true
+	if c.onCut != nil {
+		c.onCut()
+	}
 	c.note, c.err = c.d.image(seed, dst)
 }
 
