@@ -28,9 +28,10 @@ type burst struct {
 
 // retain is a change of the retained messages that takes effect when durable.
 type retain struct {
-	topic string
-	m     *message // nil deletes
-	fresh bool     // its reservation took a place of its own
+	topic  string
+	m      *message // nil deletes
+	fresh  bool     // its reservation took a place of its own
+	failed bool     // the commit failed: only the reservation goes
 }
 
 var bursts sync.Pool

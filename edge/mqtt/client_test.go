@@ -22,6 +22,8 @@ type world struct {
 	s    *mqtt.Server
 	addr string
 	stop func()
+
+	panics uint64 // expected
 }
 
 func newWorld(t testing.TB, b *memBackend, edit func(*mqtt.Config)) *world {
@@ -54,7 +56,7 @@ func newWorld(t testing.TB, b *memBackend, edit func(*mqtt.Config)) *world {
 		if err := <-ran; err != nil {
 			t.Errorf("shut down: %v", err)
 		}
-		if n := s.Stats().Panics; n > 0 {
+		if n := s.Stats().Panics; n != w.panics {
 			t.Errorf("%d panics", n)
 		}
 	}

@@ -75,6 +75,7 @@ type cause struct {
 	code     packet.Code // sent in DISCONNECT to an MQTT 5 client when not Success
 	clean    bool        // the client said DISCONNECT: no will
 	takeover bool
+	panicked bool // what was being filled is not committed
 	hold     bool // a 3.x client whose publish was refused
 	err      error
 }
@@ -200,6 +201,11 @@ func (c *conn) teardown() {
 	c.in.Lock()
 	c.lineup = nil
 	c.dropHeld() // not answered: the client sends them again
+	c.mu.Lock()
+	if c.why.panicked {
+		c.cur = nil
+	}
+	c.mu.Unlock()
 	c.submit()
 	c.in.Unlock()
 	c.stop(cause{err: io.ErrUnexpectedEOF}) // when the goroutine panicked

@@ -168,6 +168,28 @@ func TestPacketsThatEndTheirConnectionOnly(t *testing.T) {
 	}
 }
 
+// TestPanicEndsOneConnection: the second line behind decoders that do not panic.
+func TestPanicEndsOneConnection(t *testing.T) {
+	b := newBackend()
+	b.add = func(p *mqtt.Publish) error {
+		if string(p.Payload) == "boom" {
+			panic("a bug")
+		}
+		return nil
+	}
+	w := newWorld(t, b, nil)
+	good, _ := w.login(5, opts{id: "good"})
+	d, _ := w.login(5, opts{id: "bad", will: &will{topic: "w", payload: "gone"}})
+	d.send(publish(5, 1, 1, "t", "a"), publish(5, 1, 2, "t", "boom"))
+	d.closed()
+	good.silent()
+	w.login(5, opts{id: "bad"})
+	if got := b.payloads(); fmt.Sprint(got) != "[gone]" {
+		t.Errorf("durable %q", got)
+	}
+	w.panics = 1
+}
+
 // pipeListener hands out net.Pipe connections, for simulated time.
 type pipeListener struct {
 	c    chan net.Conn

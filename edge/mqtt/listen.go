@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -123,7 +124,7 @@ func (s *Server) serveWeb(a *admission, o ListenerOptions) error {
 		ReadTimeout:       s.cfg.Limits.LoginTimeout,
 		IdleTimeout:       s.cfg.Limits.LoginTimeout,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          nil,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, nc net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, nc)
 		},

@@ -25,10 +25,14 @@ type topicEntry struct {
 type topicCache struct {
 	last  *topicEntry            // many devices have but one topic
 	m     map[string]*topicEntry // all, when there are more
+	bytes int                    // of the names in m
 	alias []*topicEntry
 }
 
-const maxCachedTopics = 1024
+const (
+	maxCachedTopics = 1024
+	maxCachedBytes  = 64 << 10
+)
 
 // topic returns the entry of the publish in c.sc.pp, alias resolved (MQTT 5.0, 3.3.2.3.4).
 func (c *conn) topic() (*topicEntry, error) {
@@ -71,11 +75,14 @@ func (c *conn) newTopic(name string) *topicEntry {
 	}
 	if t.m == nil {
 		t.m = map[string]*topicEntry{t.last.name: t.last}
+		t.bytes = len(t.last.name)
 	}
-	if len(t.m) >= maxCachedTopics {
+	if len(t.m) >= maxCachedTopics || t.bytes+len(name) > maxCachedBytes {
 		clear(t.m)
+		t.bytes = 0
 	}
 	t.m[name] = e
+	t.bytes += len(name)
 	return e
 }
 
@@ -153,6 +160,9 @@ func (c *conn) store(p *packet.Publish, e *topicEntry, now time.Time) error {
 		return c.refuse(b, p, err)
 	}
 	s.stats.Published.Add(1)
+	if p.Dup {
+		s.stats.ResendsStored.Add(1)
+	}
 	v := packet.Version(c.Version)
 	persistent := c.ss.durable
 	switch p.QoS {

@@ -2,11 +2,11 @@ package mqtt_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"net"
 	"slices"
 	"testing"
+	"time"
 
 	"tailrace/edge/mqtt"
 	"tailrace/edge/mqtt/packet"
@@ -310,4 +310,20 @@ func TestPeerThatDoesNotReadItsAcks(t *testing.T) {
 	}
 }
 
-var _ = binary.BigEndian
+// TestServerStopsReadingWhoDoesNotRead: answers that are not taken stop the reader;
+// they do not pile up.
+func TestServerStopsReadingWhoDoesNotRead(t *testing.T) {
+	w := newWorld(t, newBackend(), func(c *mqtt.Config) { c.Limits.OutboundBytes = 4096; c.Limits.WriteTimeout = 5e9 })
+	d, _ := w.login(4, opts{id: "mute"})
+	pings := bytes.Repeat([]byte{0xC0, 0}, 16<<10)
+	const most = 64 << 20 // far above all socket buffers
+	for sent := 0; ; sent += len(pings) {
+		if sent > most {
+			t.Fatalf("server read %d bytes of a client that takes no answers", sent)
+		}
+		d.nc.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+		if _, err := d.nc.Write(pings); err != nil {
+			return
+		}
+	}
+}

@@ -11,6 +11,12 @@ import (
 type retainedSet struct {
 	maxN, maxBytes int
 
+	// Changes that became durable, in the order of the log. Their own lock, because the
+	// committer must not wait for a subscriber that looks through the whole set: whoever
+	// holds mu takes them over first (settle).
+	todoMu sync.Mutex
+	todo   []retain
+
 	mu       sync.Mutex
 	m        map[string]*message
 	bytes    int
@@ -27,6 +33,7 @@ func (r *retainedSet) reserve(k *retain) bool {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.settle()
 	old := r.m[k.topic]
 	size := r.bytes + r.resBytes + k.m.size()
 	if old != nil {
@@ -44,18 +51,36 @@ func (r *retainedSet) reserve(k *retain) bool {
 	return true
 }
 
-// apply makes a change visible; forget gives its reservation back after a failed commit.
+// apply makes a change visible. It does not wait for readers of the set.
 func (r *retainedSet) apply(k *retain) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.release(k)
-	r.set(k.topic, k.m)
+	r.todoMu.Lock()
+	r.todo = append(r.todo, *k)
+	r.todoMu.Unlock()
+	if r.mu.TryLock() {
+		r.settle()
+		r.mu.Unlock()
+	}
 }
 
+// forget gives the reservation back after a failed commit.
 func (r *retainedSet) forget(k *retain) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.release(k)
+	k.failed = true
+	r.apply(k)
+}
+
+// settle takes over what has become durable. Caller holds mu.
+func (r *retainedSet) settle() {
+	r.todoMu.Lock()
+	defer r.todoMu.Unlock()
+	for i := range r.todo {
+		k := &r.todo[i]
+		r.release(k)
+		if !k.failed {
+			r.set(k.topic, k.m)
+		}
+	}
+	clear(r.todo)
+	r.todo = r.todo[:0]
 }
 
 func (r *retainedSet) release(k *retain) {
@@ -86,6 +111,7 @@ func (r *retainedSet) set(t string, m *message) {
 func (r *retainedSet) match(filter string) []*message {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.settle()
 	var out []*message
 	if m := r.m[filter]; m != nil {
 		out = append(out, m)
@@ -113,5 +139,6 @@ func hasWildcard(f string) bool {
 func (r *retainedSet) len() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.settle()
 	return len(r.m)
 }

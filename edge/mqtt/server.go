@@ -164,7 +164,7 @@ func (s *Server) recovered(c *conn) {
 	if r := recover(); r != nil {
 		s.stats.Panics.Add(1)
 		s.log.Error("internal error in a connection, it is closed", "client", c.ID, "remote", c.Remote, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
-		c.stop(cause{code: packet.Unspecified})
+		c.stop(cause{code: packet.Unspecified, panicked: true})
 		c.nc.Close()
 	}
 }

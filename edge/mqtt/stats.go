@@ -5,7 +5,7 @@ import "sync/atomic"
 // counters are what the server counts; Stats has their meaning.
 type counters struct {
 	Accepted, AcceptErrors, ConnectionsRefused, Logins, LoginsRefused, Takeovers atomic.Uint64
-	Published, Refused, Duplicates, Ambiguous, CommitErrors                      atomic.Uint64
+	Published, Refused, Duplicates, Ambiguous, ResendsStored, CommitErrors       atomic.Uint64
 	Malformed, KeepAliveTimeouts, BufferRefused, Panics                          atomic.Uint64
 	Delivered, Dropped, Expired                                                  atomic.Uint64
 	Wills, WillsRefused, RetainedRefused, SessionsExpired                        atomic.Uint64
@@ -25,11 +25,12 @@ type Stats struct {
 	LoginsRefused      uint64
 	Takeovers          uint64 // two devices with one client id when it keeps rising
 
-	Published    uint64 // given to the backend, wills not included
-	Refused      uint64 // publishes refused: routing, size, rights, disk
-	Duplicates   uint64 // re-sends that were durable already, answered and not stored again
-	Ambiguous    uint64 // re-sends stored although they may have been: see lineup
-	CommitErrors uint64 // bursts that did not become durable; nothing of them was acknowledged
+	Published     uint64 // given to the backend, wills not included
+	Refused       uint64 // publishes refused: routing, size, rights, disk
+	Duplicates    uint64 // re-sends that were durable already, answered and not stored again
+	Ambiguous     uint64 // re-sends stored although they may have been: see lineup
+	ResendsStored uint64 // all publishes with DUP that were stored: at most so many records are there twice
+	CommitErrors  uint64 // bursts that did not become durable; nothing of them was acknowledged
 
 	Malformed         uint64 // connections closed for what they sent
 	KeepAliveTimeouts uint64
@@ -56,7 +57,7 @@ func (s *Server) Stats() Stats {
 		Connections: conns, Sessions: sessions, Subscriptions: int(s.subs.count.Load()), Retained: s.retained.len(),
 		Accepted: k.Accepted.Load(), AcceptErrors: k.AcceptErrors.Load(), ConnectionsRefused: k.ConnectionsRefused.Load(),
 		Logins: k.Logins.Load(), LoginsRefused: k.LoginsRefused.Load(), Takeovers: k.Takeovers.Load(),
-		Published: k.Published.Load(), Refused: k.Refused.Load(), Duplicates: k.Duplicates.Load(), Ambiguous: k.Ambiguous.Load(), CommitErrors: k.CommitErrors.Load(),
+		Published: k.Published.Load(), Refused: k.Refused.Load(), Duplicates: k.Duplicates.Load(), Ambiguous: k.Ambiguous.Load(), ResendsStored: k.ResendsStored.Load(), CommitErrors: k.CommitErrors.Load(),
 		Malformed: k.Malformed.Load(), KeepAliveTimeouts: k.KeepAliveTimeouts.Load(), BufferRefused: k.BufferRefused.Load(), Panics: k.Panics.Load(),
 		Delivered: k.Delivered.Load(), Dropped: k.Dropped.Load(), Expired: k.Expired.Load(),
 		Wills: k.Wills.Load(), WillsRefused: k.WillsRefused.Load(), RetainedRefused: k.RetainedRefused.Load(), SessionsExpired: k.SessionsExpired.Load(),

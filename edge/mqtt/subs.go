@@ -181,6 +181,9 @@ func (x *subIndex) match(name string) (direct []target, shared []*group, gen uin
 	return direct, shared, x.gen.Load()
 }
 
+// maxFilterBytes keeps 200 subscriptions from taking 64 KiB each.
+const maxFilterBytes = 2048
+
 // subscribe answers a SUBSCRIBE. Caller holds c.in.
 func (c *conn) subscribe(head byte, body []byte) error {
 	l := &c.srv.cfg.Limits
@@ -215,7 +218,7 @@ func (c *conn) subscribe(head byte, body []byte) error {
 		}
 		ss.mu.Lock()
 		_, have := ss.subs[filter]
-		room := have || len(ss.subs) < l.Subscriptions
+		room := have || len(ss.subs) < l.Subscriptions && len(filter) <= maxFilterBytes
 		if room {
 			if ss.subs == nil {
 				ss.subs = map[string]subscription{}
