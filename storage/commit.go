@@ -229,6 +229,9 @@ func (c *committer) write() error {
 	if bytes > 1<<20 {
 		c.batch = wal.Batch{} // do not keep the memory of a rare large commit
 	}
+	if len(begins) > 0 {
+		c.wal.ClearCache() // it would keep the sealed segment in memory
+	}
 	fsyncs, err := c.sync(begins)
 	if err != nil {
 		return err

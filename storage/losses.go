@@ -51,6 +51,9 @@ func (s *Store) Losses() []Loss {
 // SettleLoss removes a row once it is known elsewhere (the hub has declared it).
 // A row that has grown since is kept from l.To on.
 func (s *Store) SettleLoss(ctx context.Context, l Loss) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	p, ok := s.PartitionByID(l.Partition)
 	if !ok {
 		return nil

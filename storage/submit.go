@@ -8,8 +8,8 @@ import (
 // Submit hands a to the committer. done is called once, after the fsync that
 // makes all of a durable (nil), or after it is certain that nothing of it is
 // acknowledged: ErrFull, ErrClosed, a *DiskError, or what is wrong with a. The
-// calls come in the order of submission on the committer's goroutine: done must
-// not block, nor call Submit. Submit blocks only while more than a bounded number
+// calls come in the order of submission on the committer's goroutine (for an append
+// that is refused at once, on the caller's): done must not block, nor call Submit. Submit blocks only while more than a bounded number
 // of bytes wait. Until done is called, a belongs to the store.
 func (s *Store) Submit(a *Append, done func(a *Append, err error)) {
 	l := a.log
