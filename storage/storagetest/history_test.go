@@ -39,7 +39,8 @@ type history struct {
 	starts map[string]int64 // by partition: highest start asked for
 	sure   map[string]int64 // by partition: highest start that was acknowledged
 	epoch  int32
-	fates  []string // what each power cut left, in words
+	last   map[string][]found // by partition: what check has read
+	fates  []string           // what each power cut left, in words
 }
 
 // sub is one submitted append: its records become durable together, or none does.
@@ -390,6 +391,7 @@ func (h *history) check() error {
 			delete(h.maybe, name)
 		}
 	}
+	h.last = map[string][]found{}
 	seen := map[[2]uint64]int64{} // (append, record) to offset
 	first := map[string]int64{}   // start of each partition
 	for topic, n := range h.topics {
@@ -410,6 +412,7 @@ func (h *history) check() error {
 			if int64(len(recs)) != p.HighWatermark()-p.Start() {
 				return h.fail("%s: %d records in [%d, %d)", name, len(recs), p.Start(), p.HighWatermark())
 			}
+			h.last[name] = recs
 			var last found
 			for k, f := range recs {
 				if f.off != p.Start()+int64(k) {
@@ -542,4 +545,48 @@ func (h *history) commit() (*sub, error) {
 	}
 	h.done(u, a, err)
 	return u, nil
+}
+
+// checkOracle closes the store in order and compares what the last check read with what the
+// oracle reads from the files.
+func (h *history) checkOracle() error {
+	if err := h.end(); err != nil {
+		return err
+	}
+	o, err := storagetest.ReadStore(h.dir())
+	if err != nil {
+		return h.fail("oracle: %v", err)
+	}
+	for class, l := range o.Logs {
+		if len(l.Problems) > 0 || l.Cut > 0 {
+			return h.fail("oracle, class %s: %d bytes behind the last commit, %v", class, l.Cut, l.Problems)
+		}
+	}
+	for topic, n := range h.topics {
+		for i := range n {
+			name := partName(topic, i)
+			recs := o.Partition(topic, i)
+			if len(recs) != len(h.last[name]) {
+				return h.fail("%s: the store reads %d records, the oracle %d", name, len(h.last[name]), len(recs))
+			}
+			for k, f := range h.last[name] {
+				if r := recs[k]; r.Offset != f.off || !bytes.Equal(r.Value, value(f.n, f.i)) || r.Timestamp != int64(f.n) || string(r.Key) != name {
+					return h.fail("%s: the store reads append %d record %d at offset %d, the oracle something else at %d", name, f.n, f.i, f.off, r.Offset)
+				}
+			}
+		}
+	}
+	for _, class := range classes {
+		want := uint64(0)
+		for _, u := range h.subs {
+			if u.class == class && u.fate == landed {
+				want = max(want, u.n)
+			}
+		}
+		b := o.State[byte(storage.KindMeta)][class+".last"]
+		if want > 0 && (len(b) != 8 || binary.BigEndian.Uint64(b) != want) {
+			return h.fail("class %s: the oracle reads %x as the last append, it was %d", class, b, want)
+		}
+	}
+	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sort"
 
+	"github.com/fxamacker/cbor/v2"
 	"github.com/klauspost/compress/zstd"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -27,6 +28,124 @@ type OracleLog struct {
 	Cut int64
 	// Problems are contradictions in what was read: none in a healthy log.
 	Problems []string
+}
+
+// OracleStore is what a store's directory holds.
+type OracleStore struct {
+	Logs map[string]*OracleLog // by class
+	// Topics by name: partition ids by partition number.
+	Topics map[string][]uint32
+	// Start offsets by partition id.
+	Starts map[uint32]int64
+	// State as set: kind, then key. Folded kinds are left out.
+	State map[byte]map[string][]byte
+}
+
+// ReadStore reads all logs of a directory that no store has open.
+func ReadStore(dir string) (*OracleStore, error) {
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &OracleStore{Logs: map[string]*OracleLog{}, Topics: map[string][]uint32{}, Starts: map[uint32]int64{}, State: map[byte]map[string][]byte{}}
+	for _, e := range list {
+		if !e.IsDir() {
+			continue
+		}
+		l, err := ReadLog(filepath.Join(dir, e.Name(), "log"))
+		if err != nil {
+			return nil, err
+		}
+		s.Logs[e.Name()] = l
+		if err := s.replay(l); err != nil {
+			return nil, fmt.Errorf("class %s: %w", e.Name(), err)
+		}
+	}
+	return s, nil
+}
+
+// replay applies the state entries of a log.
+func (s *OracleStore) replay(l *OracleLog) error {
+	for _, e := range l.Entries {
+		if e.Kind != kindState {
+			continue
+		}
+		for b := e.Payload; len(b) > 0; {
+			if len(b) < 2 {
+				return fmt.Errorf("entry %d: cut operation", e.Index)
+			}
+			kind, operation := b[0], b[1]
+			key, rest, ok := oracleBytes(b[2:])
+			value, rest, ok2 := oracleBytes(rest)
+			if !ok || !ok2 {
+				return fmt.Errorf("entry %d: cut operation", e.Index)
+			}
+			b = rest
+			if err := s.apply(kind, operation, string(key), value); err != nil {
+				return fmt.Errorf("entry %d: %w", e.Index, err)
+			}
+		}
+	}
+	return nil
+}
+
+func oracleBytes(b []byte) (field, rest []byte, ok bool) {
+	n, k := binary.Uvarint(b)
+	if k <= 0 || n > uint64(len(b)-k) {
+		return nil, nil, false
+	}
+	return b[k : k+int(n)], b[k+int(n):], true
+}
+
+func (s *OracleStore) apply(kind, operation byte, key string, value []byte) error {
+	if s.State[kind] == nil {
+		s.State[kind] = map[string][]byte{}
+	}
+	switch operation {
+	case 0:
+		delete(s.State[kind], key)
+		if kind == kindTopic {
+			delete(s.Topics, key)
+		}
+		return nil
+	case 1:
+		s.State[kind][key] = value
+	default:
+		return nil
+	}
+	switch kind {
+	case kindTopic:
+		var t struct {
+			IDs []uint32 `cbor:"2,keyasint"`
+		}
+		if err := cbor.Unmarshal(value, &t); err != nil {
+			return fmt.Errorf("topic %s: %w", key, err)
+		}
+		s.Topics[key] = t.IDs
+	case kindStart:
+		if len(key) != 4 || len(value) != 8 {
+			return fmt.Errorf("start offset of %x: %x", key, value)
+		}
+		s.Starts[binary.BigEndian.Uint32([]byte(key))] = int64(binary.BigEndian.Uint64(value))
+	}
+	return nil
+}
+
+// Partition returns the records of a topic's partition from its start on.
+func (s *OracleStore) Partition(topic string, index int) []OracleRecord {
+	ids := s.Topics[topic]
+	if index >= len(ids) {
+		return nil
+	}
+	var out []OracleRecord
+	for _, l := range s.Logs {
+		for _, r := range l.Records[ids[index]] {
+			if r.Offset >= s.Starts[ids[index]] {
+				out = append(out, r)
+			}
+		}
+	}
+	return out
 }
 
 // OracleEntry is one entry of the log.
@@ -54,8 +173,11 @@ type OracleRecord struct {
 const (
 	oracleEnvelope = 48
 	kindData       = 1
-	kindDamage     = 3
+	kindState      = 2
 	flagLast       = 2
+
+	kindTopic = 1 // kinds of state
+	kindStart = 2
 )
 
 var oracleCRC = crc32.MakeTable(crc32.Castagnoli)

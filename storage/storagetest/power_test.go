@@ -80,7 +80,10 @@ func runPowerCuts(seed uint64, base string, cuts int) (err error) {
 	if _, err := h.start(nil); err != nil {
 		return err
 	}
-	return h.check()
+	if err := h.check(); err != nil {
+		return err
+	}
+	return h.checkOracle()
 }
 
 // keep moves the disk of a failed history where a person can look at it.
