@@ -213,7 +213,8 @@ type memSink struct {
 	byNode   map[string]int64
 	peak     int64
 	refuse   error
-	failing  error // Append fails with it
+	failing  error              // Append fails with it
+	broken   map[originKey]bool // an Append failed, and no Hello since
 	forks    []wire.Fork
 	statuses int
 	gaps     []wire.Gap
@@ -239,7 +240,7 @@ type memLog struct {
 }
 
 func newSink() *memSink {
-	return &memSink{id: wire.ID{0xcc}, stored: map[originKey]*memLog{}, byNode: map[string]int64{}}
+	return &memSink{id: wire.ID{0xcc}, stored: map[originKey]*memLog{}, byNode: map[string]int64{}, broken: map[originKey]bool{}}
 }
 
 func (s *memSink) Identity() (wire.ID, int32) { return s.id, 1 }
@@ -264,6 +265,11 @@ func (s *memSink) Hello(ctx context.Context, node string, h wire.Hello) (link.Pl
 		s.errs = append(s.errs, fmt.Sprintf("Hello while %d bytes of the session before are under way", n))
 	}
 	s.sessions++
+	for k := range s.broken {
+		if k.node == node {
+			delete(s.broken, k)
+		}
+	}
 	return s.plan(node, h.Inventory), nil
 }
 
@@ -304,6 +310,11 @@ func (s *memSink) Append(ctx context.Context, o wire.Origin, batches []byte, don
 		if err == nil {
 			err = s.failing
 		}
+		k := originKey{o.Node, o.Epoch, o.Topic, o.Partition}
+		if err == nil && s.broken[k] {
+			err = errors.New("the append before failed")
+		}
+		s.broken[k] = err != nil
 		if err == nil {
 			held = s.store(o, batches)
 		}

@@ -27,7 +27,8 @@ type Sink interface {
 	// verified. It may block (back-pressure for this node only). done runs exactly once, when
 	// they and the progress are durable or failed, in order per origin, must not block, and may
 	// run before Append returns. held is what may be acknowledged: at least the offsets of the
-	// batches (held earlier or now). batches belongs to the Sink until done is called. Offsets
+	// batches (held earlier or now). Several Appends of an origin may be under way: once one
+	// failed, those behind it must fail too, until the next Hello. batches belongs to the Sink until done is called. Offsets
 	// that are held already must be dropped by the Sink and acknowledged.
 	Append(ctx context.Context, o wire.Origin, batches []byte, done func(held uplink.RangeSet, err error))
 
