@@ -27,7 +27,6 @@ var rules = []struct{ pkg, not, why string }{
 	{"tailrace/edge", "github.com/twmb/franz-go", "a node never links Kafka code: it must stay small"},
 	{"tailrace/cmd/tailrace-edge", "github.com/twmb/franz-go", "a node never links Kafka code: it must stay small"},
 	{"tailrace/uplink/hub", "tailrace/edge", "composers never import each other"},
-	{"tailrace/uplink/hub", "tailrace/devices", "the hub keeps bytes; devices are the node's business"},
 	{"tailrace/firmware-sim", "tailrace/storage", "the simulated fleet knows devices and MQTT only"},
 	{"tailrace/firmware-sim", "tailrace/uplink", "the simulated fleet knows devices and MQTT only"},
 	{"tailrace/firmware-sim", "tailrace/edge", "the simulated fleet knows devices and MQTT only"},
