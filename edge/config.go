@@ -172,7 +172,7 @@ type UplinkConfig struct {
 	Hubs []string `yaml:"hubs"`
 	// TLS: this node's certificate and the CA of the hub. Required with Hubs.
 	TLS *ClientTLS `yaml:"tls"`
-	// Window is how many bytes may be under way; default 4MiB.
+	// Window is how many bytes may be under way; default 8MiB.
 	Window ByteSize `yaml:"window"`
 	// NoCompression sends batches as they are.
 	NoCompression bool `yaml:"no_compression"`
@@ -406,7 +406,7 @@ func (c Config) CheckFiles() error {
 		}
 	}
 	if c.Uplink.TLS != nil {
-		if _, err := c.Uplink.TLS.load(c.Now); err != nil {
+		if _, err := c.loadUplink(); err != nil {
 			errs = append(errs, fmt.Errorf("uplink.tls: %w", err))
 		}
 	}

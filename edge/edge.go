@@ -88,7 +88,7 @@ func New(c Config) (*Node, error) {
 		n.mqttTLS = append(n.mqttTLS, t)
 	}
 	if len(c.Uplink.Hubs) > 0 {
-		if n.uplinkTLS, err = c.Uplink.TLS.load(c.Now); err != nil {
+		if n.uplinkTLS, err = c.loadUplink(); err != nil {
 			return nil, fmt.Errorf("uplink.tls: %w", err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"path"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"tailrace/storage"
 	"tailrace/uplink/wire"
@@ -22,9 +23,10 @@ type streams struct {
 	changed func() // called after a topic was made
 
 	generation atomic.Uint64
-	refused    atomic.Uint64
 
-	mu sync.Mutex // held while a topic is made
+	mu      sync.Mutex // held while a topic is made; guards the fields below
+	count   int        // topics in the store, when last counted
+	counted time.Time
 }
 
 // errTooManyTopics: the route's stream would be one more than max_topics.
@@ -92,8 +94,12 @@ func (s *streams) create(name string) (*storage.Topic, error) {
 	if t, ok := s.store.Topic(name); ok {
 		return t, nil
 	}
-	if len(s.store.Topics()) >= s.max {
-		s.refused.Add(1)
+	// Topics can be deleted behind our back, so a full count is taken again, but not
+	// for every publish of a device that goes on inventing names.
+	if now := time.Now(); s.counted.IsZero() || s.count >= s.max && now.Sub(s.counted) > time.Second {
+		s.count, s.counted = len(s.store.Topics()), now
+	}
+	if s.count >= s.max {
 		return nil, fmt.Errorf("%w: stream %q would be one more than storage.max_topics (%d)", errTooManyTopics, name, s.max)
 	}
 	r := s.rule(name)
@@ -106,6 +112,7 @@ func (s *streams) create(name string) (*storage.Topic, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make stream %q: %w", name, err)
 	}
+	s.count++
 	s.generation.Add(1)
 	s.changed()
 	return t, nil

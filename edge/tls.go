@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"tailrace/uplink/pki"
 )
 
 func (t *ServerTLS) load() (*tls.Config, error) {
@@ -67,4 +69,24 @@ func loadPool(file string) (*x509.CertPool, error) {
 		return nil, fmt.Errorf("read CA %s: no PEM certificate in the file", file)
 	}
 	return pool, nil
+}
+
+// loadUplink loads the node's certificate and checks that it carries the node's id:
+// the hub would refuse it, and say so only in its own log.
+func (c Config) loadUplink() (*tls.Config, error) {
+	t, err := c.Uplink.TLS.load(c.Now)
+	if err != nil {
+		return nil, err
+	}
+	leaf := t.Certificates[0].Leaf
+	if leaf == nil {
+		return t, nil
+	}
+	switch role, name := pki.Identity(leaf); {
+	case name != c.Node:
+		return nil, fmt.Errorf("certificate %s is of %q and node is %q: the hub knows a node by its certificate", c.Uplink.TLS.Cert, name, c.Node)
+	case role != "" && role != pki.RoleNode:
+		return nil, fmt.Errorf("certificate %s is of a %s, not of a node", c.Uplink.TLS.Cert, role)
+	}
+	return t, nil
 }

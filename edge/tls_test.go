@@ -124,6 +124,23 @@ default: {stream: s, key: "{user}"}
 	}
 }
 
+func TestACertificateOfAnotherNodeIsRefusedBeforeTheHubDoesIt(t *testing.T) {
+	dir := t.TempDir()
+	certs(t, dir, time.Now(), map[string]pki.Role{"node-1": pki.RoleNode, "node-2": pki.RoleNode})
+	for name, want := range map[string]string{"node-1": "", "node-2": "node-2", "missing": "missing"} {
+		c, err := edge.ParseConfig(strings.NewReader(strings.ReplaceAll(plain+`
+default: {stream: s}
+uplink: {hubs: ["127.0.0.1:1"], tls: {cert: "%DIR%/`+name+`.crt", key: "%DIR%/`+name+`.key", ca: "%DIR%/ca.crt"}}
+`, "%DIR%", dir)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.CheckFiles(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestABoardThatBootsIn1970StillProvesTheHub(t *testing.T) {
 	dir := t.TempDir()
 	from := time.Now()
