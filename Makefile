@@ -56,7 +56,7 @@ sim: ## HISTORIES (5000) seeded histories of the whole system in simulated time
 	$(GO) test -count=1 -timeout 0 ./firmware-sim/scenario/ -run 'TestHistories' -histories $(HISTORIES)
 
 crash: build ## KILLS (200) SIGKILLs of node, hub or both during ingest, checked against an outside ledger
-	$(GO) test -count=1 -timeout 0 -v ./firmware-sim/scenario/... -run 'TestKill' -kills $(KILLS)
+	$(GO) test -count=1 -timeout 0 -v ./firmware-sim/scenario/kill -run 'TestKill' -kills $(KILLS)
 
 bench: ## Go benchmarks beside the code, with their physical floors
 	$(GO) test -run '^$$' -bench . -benchmem ./storage/... ./edge/mqtt/... ./uplink/... ./devices/...

@@ -188,6 +188,13 @@ func killAtRandom(t *testing.T, s *site, loads []*rawload.Load, n int, r *rand.R
 			if err := p.start(); err != nil {
 				t.Fatal(err)
 			}
+			for r.IntN(4) == 0 { // again, while it starts and recovers
+				<-time.After(time.Duration(r.IntN(60)) * time.Millisecond)
+				victims["starting "+p.name]++
+				if err := errors.Join(p.end(syscall.SIGKILL), p.start()); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}
 	}
 	return victims
