@@ -42,7 +42,7 @@ const (
 	maxForks     = 64
 	saveInterval = time.Minute
 	darkAfter    = 40 * time.Second // without a sign of life; a node sends a heartbeat every 15 s
-	nodePrefix   = "node/" // followed by the node id in the key of a KindRegistry entry
+	nodePrefix   = "node/"          // followed by the node id in the key of a KindRegistry entry
 )
 
 // savedNode is the value of a KindRegistry entry "node/<id>". On disk for good:
