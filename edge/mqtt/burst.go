@@ -32,6 +32,7 @@ type retain struct {
 	m      *message // nil deletes
 	fresh  bool     // its reservation took a place of its own
 	failed bool     // the commit failed: only the reservation goes
+	old    *message // a deletion by expiry: only if this is still the message
 }
 
 var bursts sync.Pool
@@ -186,10 +187,22 @@ type work struct {
 // writer does the copying.
 func (c *conn) distribute() {
 	defer c.srv.wg.Done()
+	ended := false
+	defer func() {
+		if ended {
+			return
+		}
+		c.mu.Lock() // a panic: give up what is left, or the connection could never end
+		c.pending -= 1 + len(c.work)
+		c.work, c.distributing = nil, false
+		c.signal()
+		c.mu.Unlock()
+	}()
 	defer c.srv.recovered(c)
 	for {
 		c.mu.Lock()
 		if len(c.work) == 0 {
+			ended = true
 			c.distributing = false
 			c.mu.Unlock()
 			return

@@ -95,6 +95,13 @@ func (c *conn) endLineUp(v verdict, now time.Time) error {
 			b.freed++
 			continue
 		}
+		if _, twice := c.qos2[h.p.ID]; twice && h.p.QoS == 2 { // the same id came twice meanwhile
+			b := c.burst()
+			b.acks = packet.AppendAck(b.acks, packet.Version(c.Version), packet.PUBREC, h.p.ID, packet.Success)
+			b.strict = true
+			b.freed++
+			continue
+		}
 		if h.fed && v == ambiguous {
 			c.srv.stats.Ambiguous.Add(1)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -109,6 +110,36 @@ func TestRetained(t *testing.T) {
 			t.Errorf("durable %q", got)
 		}
 	})
+}
+
+func TestRetainedMessageExpires(t *testing.T) {
+	var ahead atomic.Int64
+	b := newBackend()
+	w := newWorld(t, b, func(c *mqtt.Config) {
+		c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	d, _ := w.login(5, opts{id: "dev"})
+	ttl := append([]byte{2}, u32(100)...)
+	d.send(frame(0x33, str("r"), u16(1), props(5, ttl), []byte("x")))
+	d.want(puback(1))
+	ahead.Store(int64(40 * time.Second))
+	sub, _ := w.login(5, opts{id: "sub"})
+	sub.send(subscribe(5, 1, "r", 0))
+	sub.want(suback(5, 1, 0))
+	if p := sub.next(); !bytes.Contains(p, append([]byte{2}, u32(60)...)) {
+		t.Errorf("remaining expiry: %x", p)
+	}
+	ahead.Store(int64(101 * time.Second))
+	sub.send(subscribe(5, 2, "r", 0))
+	sub.want(suback(5, 2, 0))
+	sub.silent()
+	w.s.Sweep()
+	sub.silent() // the deletion is durable before anything behind it
+	d.send(publish(5, 1, 2, "t", "y"))
+	d.want(puback(2))
+	if _, ok := b.Get(mqtt.KindRetained, "r"); ok || w.s.Stats().Retained != 0 {
+		t.Error("expired message is still there")
+	}
 }
 
 func TestSubscriptionOptions(t *testing.T) {

@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"sync"
+	"time"
 
 	"tailrace/edge/mqtt/topic"
 )
@@ -75,7 +76,7 @@ func (r *retainedSet) settle() {
 	for i := range r.todo {
 		k := &r.todo[i]
 		r.release(k)
-		if !k.failed {
+		if !k.failed && (k.old == nil || r.m[k.topic] == k.old) {
 			r.set(k.topic, k.m)
 		}
 	}
@@ -134,6 +135,57 @@ func hasWildcard(f string) bool {
 		}
 	}
 	return false
+}
+
+// expired returns the deletion of every message whose time is over and that has no
+// successor on its way.
+func (r *retainedSet) expired(now time.Time) []retain {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.settle()
+	var over []retain
+	for t, m := range r.m {
+		if m.expired(now) && r.pending[t] == 0 {
+			over = append(over, retain{topic: t, old: m})
+		}
+	}
+	return over
+}
+
+func (r *retainedSet) get(t string) *message {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.settle()
+	return r.m[t]
+}
+
+// rewriteRetained sets the state of a topic to m, outside any publish, and then
+// applies k. A successor may have been committed just before it; the state is then
+// written again until disk and memory agree.
+func (s *Server) rewriteRetained(topic string, m *message, k *retain) {
+	b := s.cfg.Backend.Begin(&Client{})
+	if m == nil {
+		b.SetState(KindRetained, topic, nil)
+	} else {
+		b.SetState(KindRetained, topic, m.encode(nil))
+	}
+	s.wg.Add(1)
+	b.Commit(func(err error) {
+		if err != nil {
+			s.stats.CommitErrors.Add(1)
+			s.wg.Done()
+			return
+		}
+		if k != nil {
+			s.retained.apply(k)
+		}
+		go func() { // may wait for a lock, and Commit may block
+			defer s.wg.Done()
+			if now := s.retained.get(topic); now != m {
+				s.rewriteRetained(topic, now, nil)
+			}
+		}()
+	})
 }
 
 func (r *retainedSet) len() int {

@@ -78,9 +78,7 @@ func (s *Server) load() {
 			return true
 		}
 		ss.srv = s
-		if ss.gone.IsZero() || ss.gone.After(now) { // connected when we ended
-			ss.gone = now
-		}
+		ss.gone = awaySince(ss.gone, now)
 		s.sessions[id] = ss
 		for f, sub := range ss.subs {
 			if g, plain, ok := topic.Shared(f); ok {
@@ -98,6 +96,19 @@ func (s *Server) load() {
 		s.retained.set(t, m)
 		return true
 	})
+}
+
+// awaySince carries the end of a connection over a restart. Zero means it was
+// connected when we ended. A node may boot in 1970 and learn the time later, so a
+// time that cannot be is not believed, and the result is bound to the monotonic
+// clock of now: a session that ends too early costs a client its unacknowledged
+// messages, one that ends too late costs nothing.
+func awaySince(gone, now time.Time) time.Time {
+	away := now.Sub(gone)
+	if gone.Year() < 2020 || away < 0 {
+		return now
+	}
+	return now.Add(-away)
 }
 
 // Run does the housekeeping: wills of before the start, sessions that end. It

@@ -395,9 +395,12 @@ func (s *Server) commitState(c *Client, set func(Burst)) {
 	})
 }
 
-// sweep ends sessions whose time is over.
+// sweep ends sessions and retained messages whose time is over.
 func (s *Server) sweep() {
 	now := s.cfg.Now()
+	for _, k := range s.retained.expired(now) {
+		s.rewriteRetained(k.topic, nil, &k)
+	}
 	var over []*session
 	wills := map[*session]*message{}
 	s.mu.Lock()

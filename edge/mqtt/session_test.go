@@ -230,6 +230,33 @@ func TestSessionEndsAfterItsExpiry(t *testing.T) {
 	}
 }
 
+// TestBootIn1970EndsNoSession: a node without a battery has to learn the time first.
+func TestBootIn1970EndsNoSession(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, nil)
+	d, _ := w.login(5, opts{id: "dev", persistent: true, expiry: 100})
+	d.send([]byte{0xE0, 0})
+	d.closed()
+	w.stop()
+	b = b.restart()
+	since1970 := time.Since(time.Unix(0, 0))
+	w = newWorld(t, b, func(c *mqtt.Config) { c.Now = func() time.Time { return time.Now().Add(-since1970) } })
+	w.s.Sweep()
+	d, present := w.login(5, opts{id: "dev", persistent: true, expiry: 100})
+	if !present {
+		t.Error("session ended by a clock in 1970")
+	}
+	d.send([]byte{0xE0, 0}) // and what is written now says 1970
+	d.closed()
+	w.stop()
+	b = b.restart()
+	w = newWorld(t, b, nil)
+	w.s.Sweep()
+	if _, present = w.login(5, opts{id: "dev", persistent: true, expiry: 100}); !present {
+		t.Error("session ended by a record of 1970")
+	}
+}
+
 func TestDisconnectMayShortenTheSession(t *testing.T) {
 	b := newBackend()
 	w := newWorld(t, b, nil)
