@@ -74,9 +74,9 @@ func TestStoreEqualsModel(t *testing.T) {
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	rounds := 6
+	rounds := 20
 	if testing.Short() {
-		rounds = 2
+		rounds = 4
 	}
 	for i := range rounds {
 		runModel(t, seed+uint64(i))
@@ -85,7 +85,7 @@ func TestStoreEqualsModel(t *testing.T) {
 
 func runModel(t *testing.T, seed uint64) {
 	rnd := rand.New(rand.NewPCG(seed, 7))
-	dir := filepath.Join(t.TempDir(), fmt.Sprint(seed))
+	dir := filepath.Join(quickDir(t), fmt.Sprint(seed))
 	fs := &testFS{}
 	mod := func(c *storage.Config) {
 		c.FS = fs
