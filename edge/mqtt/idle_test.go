@@ -15,6 +15,9 @@ import (
 // goroutine, and no buffer. Both ends live in this process; the client's end is a
 // bare socket without a goroutine.
 func TestIdleClientsAreSmall(t *testing.T) {
+	if raceDetector {
+		t.Skip("sizes are others under the race detector")
+	}
 	const n = 2000
 	for _, c := range []struct {
 		name  string
