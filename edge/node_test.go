@@ -17,6 +17,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"tailrace/edge"
+	"tailrace/storage"
 	"tailrace/storage/record"
 )
 
@@ -30,11 +31,17 @@ func node(t testing.TB, yaml string) *edge.Node {
 
 func stoppableNode(t testing.TB, yaml, dir string) (n *edge.Node, stop func()) {
 	t.Helper()
+	return nodeOn(t, yaml, dir, nil)
+}
+
+// nodeOn is stoppableNode on a file system of its own; nil = the operating system's.
+func nodeOn(t testing.TB, yaml, dir string, fs storage.FS) (n *edge.Node, stop func()) {
+	t.Helper()
 	c, err := edge.ParseConfig(strings.NewReader(strings.ReplaceAll(yaml, "%DIR%", dir)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.ShutdownTimeout = 5 * time.Second
+	c.ShutdownTimeout, c.FS = 5*time.Second, fs
 	if n, err = edge.New(c); err != nil {
 		t.Fatal(err)
 	}
