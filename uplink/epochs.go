@@ -15,16 +15,31 @@ type span struct {
 	from, to int64
 }
 
-// spans cuts a partition at the forks of its epochs, oldest first. The newest span is open.
-func spans(epochs []wire.EpochInfo, topic string, index int) []span {
-	out := make([]span, 0, len(epochs))
-	for i := range epochs {
-		var from int64
-		for _, f := range epochs[i].Forks {
-			if f.Topic == topic && f.Partition == index {
-				from = f.Offset
-			}
+// epochTable is a node's list of epochs, with their forks by partition.
+type epochTable struct {
+	list  []wire.EpochInfo
+	index map[wire.ID]int
+	forks []map[name]int64
+}
+
+func newEpochTable(list []wire.EpochInfo) epochTable {
+	t := epochTable{list: list, index: make(map[wire.ID]int, len(list)), forks: make([]map[name]int64, len(list))}
+	for i := range list {
+		t.index[list[i].ID] = i
+		t.forks[i] = make(map[name]int64, len(list[i].Forks))
+		for _, f := range list[i].Forks {
+			t.forks[i][name{f.Topic, f.Partition}] = f.Offset
 		}
+	}
+	return t
+}
+
+// spans cuts a partition at the forks of its epochs, oldest first. The newest span is
+// open. A partition that an epoch does not name had no records before it.
+func (t *epochTable) spans(n name) []span {
+	out := make([]span, 0, len(t.list))
+	for i := range t.list {
+		from := t.forks[i][n]
 		// A fork below an older one takes that one's tail over: its offsets were lost here.
 		for len(out) > 0 && out[len(out)-1].from >= from {
 			out = out[:len(out)-1]
@@ -37,11 +52,12 @@ func spans(epochs []wire.EpochInfo, topic string, index int) []span {
 	return out
 }
 
-func epochIndex(epochs []wire.EpochInfo, id wire.ID) int {
-	for i := range epochs {
-		if epochs[i].ID == id {
-			return i
-		}
+// find is the index of an epoch, or -1.
+func (t *epochTable) find(id wire.ID) int {
+	if i, ok := t.index[id]; ok {
+		return i
 	}
 	return -1
 }
+
+func (t *epochTable) id(i int) wire.ID { return t.list[i].ID }

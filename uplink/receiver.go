@@ -30,13 +30,19 @@ type ReceiverConfig struct {
 // by more than one frame.
 type Receiver struct {
 	cfg      ReceiverConfig
-	epochs   []wire.EpochInfo
+	epochs   epochTable
 	parts    map[uint32]*recvPart
 	wants    map[uint32]*recvWant
 	lastWant uint32
 	lanes    [wire.Lanes]recvLane
-	acks     []wire.PartitionRanges
+	acks     []wire.PartitionRanges // not yet told
+	ackAt    map[ackKey]int         // place in acks
 	out      []wire.Message
+}
+
+type ackKey struct {
+	part  uint32
+	epoch int
 }
 
 type recvLane struct {
@@ -90,7 +96,7 @@ type Deliver struct {
 
 // NewReceiver starts a session.
 func NewReceiver(cfg ReceiverConfig, inv wire.Inventory) *Receiver {
-	r := &Receiver{cfg: cfg, epochs: inv.Epochs, parts: map[uint32]*recvPart{}, wants: map[uint32]*recvWant{}}
+	r := &Receiver{cfg: cfg, epochs: newEpochTable(inv.Epochs), ackAt: map[ackKey]int{}, parts: map[uint32]*recvPart{}, wants: map[uint32]*recvWant{}}
 	for l := range r.lanes {
 		r.lanes[l].limit = cfg.Credit[l]
 		r.lanes[l].told = uint64(cfg.Credit[l])
@@ -122,10 +128,10 @@ func (r *Receiver) Plan(inv wire.Inventory, progress []Progress, mode map[string
 		if x, ok := mode[info.Topic]; ok {
 			m = x
 		}
-		for _, sp := range spans(r.epochs, info.Topic, info.Partition) {
+		for _, sp := range r.epochs.spans(name{info.Topic, info.Partition}) {
 			var held RangeSet
 			var last *wire.Held
-			if k := known[key{name{info.Topic, info.Partition}, r.epochs[sp.epoch].ID}]; k != nil {
+			if k := known[key{name{info.Topic, info.Partition}, r.epochs.id(sp.epoch)}]; k != nil {
 				held, last = k.Held, k.Last
 			}
 			// The node may have missed the acks: it frees by them, so it hears again.
@@ -144,7 +150,7 @@ func (r *Receiver) Plan(inv wire.Inventory, progress []Progress, mode map[string
 }
 
 func (r *Receiver) plan(p *recvPart, sp span, missing RangeSet, last *wire.Held, m wire.Mode, rate [wire.Lanes]uint64) {
-	w := &wire.Want{Partition: p.info.ID, Epoch: r.epochs[sp.epoch].ID, Lane: wire.LaneBulk, CatchUp: wire.LaneBulk, Last: last}
+	w := &wire.Want{Partition: p.info.ID, Epoch: r.epochs.id(sp.epoch), Lane: wire.LaneBulk, CatchUp: wire.LaneBulk, Last: last}
 	if sp.to == Forever {
 		tail := missing[len(missing)-1]
 		w.Follow, w.From, w.Lane = true, tail.From, wire.LaneLive
@@ -183,7 +189,7 @@ func (r *Receiver) ask(p *recvPart) {
 func (r *Receiver) send(p *recvPart, m *wire.Want, ordered bool) {
 	r.lastWant++
 	m.ID = r.lastWant
-	w := &recvWant{id: m.ID, part: p, epoch: epochIndex(r.epochs, m.Epoch), wanted: m.Ranges.Clone(), held: map[int64]heldFrame{}, ordered: ordered}
+	w := &recvWant{id: m.ID, part: p, epoch: r.epochs.find(m.Epoch), wanted: m.Ranges.Clone(), held: map[int64]heldFrame{}, ordered: ordered}
 	if m.Follow {
 		w.wanted.Add(m.From, Forever)
 	}
@@ -195,7 +201,7 @@ func (r *Receiver) send(p *recvPart, m *wire.Want, ordered bool) {
 
 // Ask asks for ranges of one partition and epoch on demand.
 func (r *Receiver) Ask(topic string, index int, epoch wire.ID, want RangeSet, lane wire.Lane, rate uint64) error {
-	if epochIndex(r.epochs, epoch) < 0 {
+	if r.epochs.find(epoch) < 0 {
 		return fmt.Errorf("node %s has no epoch %s", r.cfg.Node, epoch)
 	}
 	if len(want) == 0 || len(want) > wire.MaxRanges || !want.Valid() {
@@ -256,7 +262,7 @@ func (r *Receiver) Admit(lane wire.Lane, raw int) error {
 // nothing wanted any more).
 func (r *Receiver) Frame(out []Deliver, lane wire.Lane, h wire.FrameHeader, batches []byte, buf any) (_ []Deliver, used bool, err error) {
 	p := r.parts[h.Partition]
-	if p == nil || int(h.Epoch) >= len(r.epochs) {
+	if p == nil || int(h.Epoch) >= len(r.epochs.list) {
 		return out, false, fmt.Errorf("%w: frame for partition %d epoch %d, which are not in the inventory", wire.ErrMalformed, h.Partition, h.Epoch)
 	}
 	n, end := int64(len(batches)), h.Base+h.Count
@@ -307,7 +313,7 @@ func (r *Receiver) deliver(out []Deliver, w *recvWant, base int64, f heldFrame) 
 		records += x.Records
 	}
 	out = append(out, Deliver{
-		Origin:  wire.Origin{Node: r.cfg.Node, Epoch: r.epochs[w.epoch].ID, Topic: w.part.info.Topic, Partition: w.part.info.Partition, Lane: f.lane},
+		Origin:  wire.Origin{Node: r.cfg.Node, Epoch: r.epochs.id(w.epoch), Topic: w.part.info.Topic, Partition: w.part.info.Partition, Lane: f.lane},
 		Batches: b, Range: Range{From: from, To: to}, Records: records, Bytes: f.bytes, Buf: f.buf, part: w.part.info.ID, epoch: w.epoch,
 	})
 	w.next = to
@@ -389,22 +395,22 @@ func (r *Receiver) Durable(d *Deliver, held RangeSet) {
 }
 
 func (r *Receiver) ack(part uint32, epoch int, held RangeSet) {
-	id := r.epochs[epoch].ID
-	for i := range r.acks {
-		if r.acks[i].Partition == part && r.acks[i].Epoch == id {
-			r.acks[i].Ranges.AddSet(held)
-			return
-		}
+	if len(held) == 0 {
+		return
 	}
-	if len(held) > 0 {
-		r.acks = append(r.acks, wire.PartitionRanges{Partition: part, Epoch: id, Ranges: held.Clone()})
+	k := ackKey{part, epoch}
+	if i, ok := r.ackAt[k]; ok {
+		r.acks[i].Ranges.AddSet(held)
+		return
 	}
+	r.ackAt[k] = len(r.acks)
+	r.acks = append(r.acks, wire.PartitionRanges{Partition: part, Epoch: r.epochs.id(epoch), Ranges: held.Clone()})
 }
 
 // Gap takes a proposal of gaps. With ok, they are to be declared to the store under
 // origin, and then Declared called.
 func (r *Receiver) Gap(m *wire.GapReport) (origin wire.Origin, ok bool) {
-	p, e := r.parts[m.Partition], epochIndex(r.epochs, m.Epoch)
+	p, e := r.parts[m.Partition], r.epochs.find(m.Epoch)
 	if p == nil || e < 0 || p.forked[e] {
 		return wire.Origin{}, false
 	}
@@ -413,7 +419,7 @@ func (r *Receiver) Gap(m *wire.GapReport) (origin wire.Origin, ok bool) {
 
 // Declared reports gaps as committed: they are acknowledged, and what waited behind them may be stored.
 func (r *Receiver) Declared(out []Deliver, m *wire.GapReport, held RangeSet) ([]Deliver, error) {
-	p, e := r.parts[m.Partition], epochIndex(r.epochs, m.Epoch)
+	p, e := r.parts[m.Partition], r.epochs.find(m.Epoch)
 	if p == nil || e < 0 {
 		return out, nil
 	}
@@ -448,7 +454,7 @@ func (r *Receiver) Fork(m *wire.Fork) (origin wire.Origin, ok bool) {
 		}
 	}
 	p.later = nil // a younger epoch hangs on the one that forked
-	return wire.Origin{Node: r.cfg.Node, Epoch: r.epochs[w.epoch].ID, Topic: p.info.Topic, Partition: p.info.Partition}, true
+	return wire.Origin{Node: r.cfg.Node, Epoch: r.epochs.id(w.epoch), Topic: p.info.Topic, Partition: p.info.Partition}, true
 }
 
 // Refused takes an Error about one Want: it is given up.
@@ -479,6 +485,7 @@ func (r *Receiver) Messages() []wire.Message {
 	if !tell {
 		return out
 	}
+	clear(r.ackAt)
 	for first := true; first || len(r.acks) > 0; first = false {
 		n := 0
 		for count := 0; n < len(r.acks) && n < wire.MaxPartitions/8; n++ {

@@ -30,7 +30,7 @@ type SenderConfig struct {
 // + one frame; a range is in at most one job at a time.
 type Sender struct {
 	cfg         SenderConfig
-	epochs      []wire.EpochInfo
+	epochs      epochTable
 	parts       map[uint32]*senderPart
 	byName      map[name]*senderPart
 	wants       map[uint32]*senderWant
@@ -141,8 +141,8 @@ func NewSender(cfg SenderConfig, inv wire.Inventory, credit [wire.Lanes]uint64) 
 
 // Inventory replaces the list of partitions. Epochs do not change within a session.
 func (s *Sender) Inventory(inv wire.Inventory) {
-	if s.epochs == nil {
-		s.epochs = inv.Epochs
+	if s.epochs.list == nil {
+		s.epochs = newEpochTable(inv.Epochs)
 	}
 	for i := range inv.Partitions {
 		p := &inv.Partitions[i]
@@ -151,7 +151,7 @@ func (s *Sender) Inventory(inv wire.Inventory) {
 			continue
 		}
 		n := name{p.Topic, p.Partition}
-		sp := &senderPart{id: p.ID, name: n, start: p.Start, next: p.Next, spans: spans(s.epochs, p.Topic, p.Partition), gone: map[int]*RangeSet{}, forked: map[int]bool{}}
+		sp := &senderPart{id: p.ID, name: n, start: p.Start, next: p.Next, spans: s.epochs.spans(n), gone: map[int]*RangeSet{}, forked: map[int]bool{}}
 		s.parts[p.ID], s.byName[n] = sp, sp
 	}
 }
@@ -179,7 +179,7 @@ func (s *Sender) Want(m *wire.Want) error {
 		s.out = append(s.out, &wire.Error{Code: wire.CodeProtocol, Want: m.ID, Message: fmt.Sprintf("no partition with id %d", m.Partition)})
 		return nil
 	}
-	e := epochIndex(s.epochs, m.Epoch)
+	e := s.epochs.find(m.Epoch)
 	if e < 0 {
 		s.out = append(s.out, &wire.Error{Code: wire.CodeProtocol, Want: m.ID, Message: "no epoch " + m.Epoch.String()})
 		return nil
@@ -283,7 +283,7 @@ func (s *Sender) drop(w *senderWant) {
 }
 
 func (s *Sender) fork(w *senderWant, f wire.Fork) {
-	f.Want, f.Partition, f.Epoch, f.Next = w.id, w.part.id, s.epochs[w.epoch].ID, w.part.next
+	f.Want, f.Partition, f.Epoch, f.Next = w.id, w.part.id, s.epochs.id(w.epoch), w.part.next
 	s.out = append(s.out, &f)
 	w.part.forked[w.epoch] = true
 	for _, x := range slices.Clone(w.part.wants) {
@@ -556,7 +556,7 @@ next:
 	for i := range m.Acks {
 		a := &m.Acks[i]
 		p := s.parts[a.Partition]
-		e := epochIndex(s.epochs, a.Epoch)
+		e := s.epochs.find(a.Epoch)
 		if p == nil || e < 0 || len(a.Ranges) == 0 || p.forked[e] {
 			continue
 		}
@@ -589,7 +589,7 @@ func (s *Sender) acked(p *senderPart, epoch int, held RangeSet) Acked {
 			k++
 		}
 	}
-	return Acked{p.name.topic, p.name.index, s.epochs[epoch].ID, held}
+	return Acked{p.name.topic, p.name.index, s.epochs.id(epoch), held}
 }
 
 func (s *Sender) ackWant(w *senderWant, held RangeSet, end int64) {
@@ -625,7 +625,7 @@ func (s *Sender) settle(x *slice) {
 
 // Propose reports a gap that the node knows the reason of. Ranges proposed before in this session are not repeated.
 func (s *Sender) Propose(topic string, index int, epoch wire.ID, g wire.Gap) {
-	p, e := s.byName[name{topic, index}], epochIndex(s.epochs, epoch)
+	p, e := s.byName[name{topic, index}], s.epochs.find(epoch)
 	if p != nil && e >= 0 {
 		s.propose(p, e, g)
 	}
@@ -647,7 +647,7 @@ func (s *Sender) propose(p *senderPart, epoch int, g wire.Gap) {
 		n := min(len(fresh), wire.MaxRanges)
 		part := g
 		part.Ranges, fresh = fresh[:n:n], fresh[n:]
-		s.out = append(s.out, &wire.GapReport{Partition: p.id, Epoch: s.epochs[epoch].ID, Gaps: []wire.Gap{part}})
+		s.out = append(s.out, &wire.GapReport{Partition: p.id, Epoch: s.epochs.id(epoch), Gaps: []wire.Gap{part}})
 	}
 }
 

@@ -325,6 +325,10 @@ func (d *dialer) ended(s *session) {
 	if s.useful.Load() {
 		d.failures = 0
 	}
+	var le *localClose
+	if errors.As(s.err, &le) { // we ended it ourselves, and the hub is well
+		return
+	}
 	var re *RemoteError
 	if !s.useful.Load() || errors.As(s.err, &re) && re.Code != wire.CodeShutdown && re.Code != wire.CodeOK {
 		d.failed(s.err) // a hub that sent us away, or whose store fails, is not dialled at once

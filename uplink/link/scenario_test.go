@@ -506,6 +506,32 @@ func TestOlderEpochIsFinishedBeforeTheYounger(t *testing.T) {
 	})
 }
 
+// A log that was cut after a disk error goes on in a new epoch while the node runs.
+func TestNewEpochStartsANewSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lan)
+		src := newSource(1, "wind")
+		src.put(0, 100, 100)
+		_, stopHub := w.hub(nil)
+		_, stopNode := w.node("node-1", "10.0.1.1", src, nil)
+		w.until(5*time.Second, "first epoch", func() bool { return src.ackedTo(0) == 100 })
+		src.mu.Lock()
+		src.epochs = append(src.epochs, wire.EpochInfo{ID: wire.ID{2}, Parent: wire.ID{1}, Number: 2, Forks: []wire.ForkPoint{{Topic: "wind", Offset: 100}}})
+		src.gen++
+		w.sink.stored[originKey{"node-1", wire.ID{2}, "wind", 0}] = &memLog{held: uplink.RangeSet{{From: 0, To: 100}}, next: 100, lanes: map[wire.Lane]int64{}}
+		src.mu.Unlock()
+		src.put(0, 10, 100)
+		w.until(time.Second, "second epoch", func() bool { return w.sink.records("node-1", "wind") == 110 })
+		if w.sink.sessions != 2 {
+			t.Errorf("%d sessions", w.sink.sessions)
+		}
+		stopNode()
+		stopHub()
+		w.sink.check(t)
+		settle()
+	})
+}
+
 func TestLiveFirstSendsNewDataBeforeTheBacklog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, linktest.Path{Rate: 1e6, Delay: 50 * time.Millisecond, Queue: 60_000})

@@ -28,6 +28,7 @@ type session struct {
 
 	dialBulk func(context.Context) (*quic.Conn, error)
 	welcome  wire.Welcome
+	epoch    wire.ID // the current one of Hello; a node that begins another begins another session
 	log      interface {
 		Debug(msg string, args ...any)
 		Warn(msg string, args ...any)
@@ -90,6 +91,9 @@ func open(ctx context.Context, c *Client, conn *quic.Conn, hub string, sequence 
 		log: c.cfg.Logger.With("hub", hub)}
 	s.generation = c.cfg.Source.Generation()
 	inv := c.cfg.Source.Inventory()
+	if n := len(inv.Epochs); n > 0 {
+		s.epoch = inv.Epochs[n-1].ID
+	}
 	codecs := []wire.Codec{wire.CodecZstd, wire.CodecNone}
 	if c.cfg.NoCompression {
 		codecs = codecs[1:]
@@ -278,6 +282,11 @@ func (s *session) watchSource() {
 		if g := src.Generation(); g != s.generation {
 			s.generation = g
 			inv := src.Inventory()
+			if n := len(inv.Epochs); n == 0 || inv.Epochs[n-1].ID != s.epoch {
+				s.mu.Unlock()
+				s.close(wire.CodeShutdown, "the node's log began a new epoch")
+				return
+			}
 			s.sender.Inventory(inv)
 			s.setPartitions(inv)
 			s.mu.Unlock()
