@@ -1,6 +1,9 @@
 package hub
 
-import "tailrace/uplink/wire"
+import (
+	"tailrace/uplink/link"
+	"tailrace/uplink/wire"
+)
 
 // Decide exposes the fencing rule to tests: why a node is fenced ("" = it is
 // not), and the epochs adopted.
@@ -20,3 +23,6 @@ func MetricNames() []string {
 	}
 	return out
 }
+
+// SinkOf is the hub as the link sees it.
+func SinkOf(h *Hub) link.Sink { return sink{h} }

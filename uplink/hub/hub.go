@@ -352,7 +352,6 @@ func (h *Hub) Run(ctx context.Context) error {
 	h.devices.save(true)
 	h.central.Close()       // 4. what is on its way to the disk gets there
 	cerr := h.store.Close() // 5. the store, last
-	h.store = nil
 	h.log.Info("hub stopped")
 	return errors.Join(err, cerr)
 }
@@ -380,8 +379,7 @@ func (h *Hub) release() {
 		h.central.Close()
 	}
 	if h.store != nil {
-		h.store.Close()
-		h.store = nil
+		h.store.Close() // a second time does nothing
 	}
 }
 

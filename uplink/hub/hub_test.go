@@ -411,3 +411,30 @@ func TestNodeNotInTheListIsRefused(t *testing.T) {
 		t.Errorf("a node that may not connect is known: %+v", h.Nodes())
 	}
 }
+
+// TestReplacedDiskBeginsANewLog: a node comes back with an empty log under the
+// same name, after the hub restarted; the old records stay, the new ones are taken.
+func TestReplacedDiskBeginsANewLog(t *testing.T) {
+	dir := certs(t, "site-1")
+	c := hubConfig(t, dir)
+	h, _, stop := startHub(t, c)
+	addr, _, _ := h.Addrs()
+	c.Listen = addr
+	a := newSite(t, dir, "site-1", addr)
+	a.publish("wind", 10)
+	until(t, "acked", func() bool { return a.ackedTo("wind") == 10 })
+	a.disconnect()
+	stop()
+	h, url, _ := startHub(t, c)
+	b := newSite(t, dir, "site-1", addr)
+	b.publish("wind", 4)
+	until(t, "the new log is taken", func() bool { return b.ackedTo("wind") == 4 })
+	var list struct{ Losses []hub.LossRow }
+	getJSON(t, url+"/api/v1/losses", &list)
+	if len(list.Losses) != 0 {
+		t.Errorf("nothing was missing, the ledger says %+v", list.Losses)
+	}
+	if n := h.Nodes()[0]; n.Epochs != 2 || n.Stored != 14 || n.Fenced != "" {
+		t.Errorf("node %+v", n)
+	}
+}

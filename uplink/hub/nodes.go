@@ -30,6 +30,7 @@ type node struct {
 	info      link.SessionInfo
 	boot      wire.ID
 	sequence  uint64
+	answered  bool      // the boot has said something after its Hello
 	displaced []wire.ID // boots that a later one took over from, newest last; at most maxDisplaced
 	status    wire.Status
 	statusAt  time.Time

@@ -27,6 +27,10 @@ func (s sink) Identity() (wire.ID, int32) { return s.h.central.Identity() }
 // comes back is no reboot: then two processes run at once, and the one that
 // comes back is refused until it is restarted. Within one boot a lower session
 // sequence never displaces a higher one.
+//
+// The Hello of a dead process may arrive after that of the next one: the last
+// packets before a power cut can take the longer way. Only a boot that has said
+// something after its Hello, so after it heard from us, takes over for good.
 func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, error) {
 	if !validName(id) {
 		return link.Plan{}, &link.RefuseError{Code: wire.CodeAuth, Message: fmt.Sprintf("node id %q: it has 1 to 249 of the characters a-z A-Z 0-9 . _ -", id)}
@@ -39,7 +43,7 @@ func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, er
 		t.mu.Unlock()
 		return link.Plan{}, &link.RefuseError{Code: wire.CodeSuperseded, Message: "a later session of this node is in use"}
 	}
-	if slices.Contains(n.displaced, h.Boot) {
+	if slices.Contains(n.displaced, h.Boot) && n.answered {
 		t.mu.Unlock()
 		return s.fence(ctx, id, now, "a process of this node that a newer one had taken over from came back: two machines use one identity, or two processes run on one; stop one of them and restart the other", false)
 	}
@@ -74,11 +78,13 @@ func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, er
 
 	t.mu.Lock()
 	if n.boot != h.Boot && !n.boot.IsZero() {
+		n.displaced = slices.DeleteFunc(n.displaced, func(b wire.ID) bool { return b == h.Boot })
 		n.displaced = append(n.displaced, n.boot)
 		if len(n.displaced) > maxDisplaced {
 			n.displaced = n.displaced[1:]
 		}
 	}
+	n.answered = n.answered && n.boot == h.Boot
 	n.boot, n.sequence = h.Boot, h.Sequence
 	n.forks = nil
 	n.saved.Fenced, n.saved.FencedAt, n.saved.AcceptNext = "", 0, false
@@ -160,6 +166,7 @@ func unavailable(err error) error {
 func (s sink) Inventory(ctx context.Context, id string, inv wire.Inventory) (link.Plan, error) {
 	s.h.nodes.mu.Lock()
 	n := s.h.nodes.get(id, s.h.cfg.Now())
+	n.answered = true
 	n.takeInventory(inv)
 	s.h.nodes.mu.Unlock()
 	return s.plan(ctx, id, inv)
@@ -236,6 +243,7 @@ func (s sink) Status(id string, st wire.Status) {
 	now := s.h.cfg.Now()
 	s.h.nodes.mu.Lock()
 	n := s.h.nodes.get(id, now)
+	n.answered = true
 	n.takeStatus(st, now)
 	n.saved.LastSeen = now.UnixMilli()
 	save := now.Sub(n.savedAt) >= saveInterval
