@@ -207,14 +207,11 @@ func kept(path string) string {
 // state floor. A segment with a fitting side file is believed; others are read.
 func (l *classLog) keepLastRun(r *recovered) (floor uint64, err error) {
 	r.indexes = make([]*segmentIndex, len(r.segs))
-	known := false
 	for i := len(r.segs) - 2; i >= 0; i-- {
 		seg, next := r.segs[i], r.segs[i+1].first
 		x, err := readSide(l.s.cfg.FS, l.sidePath(seg.first), false)
 		if err == nil && x.first == seg.first && x.last+1 == next {
-			if !known {
-				floor, known = x.floor, true
-			}
+			floor = max(floor, x.floor)
 			if x.size == seg.size {
 				seg.last, seg.arrival, r.indexes[i] = x.last, x.arrival, x
 				continue
@@ -231,7 +228,7 @@ func (l *classLog) keepLastRun(r *recovered) (floor uint64, err error) {
 		// A hole: a file is missing, or this one is from another time. The records
 		// before it are set aside, but the state is needed: topics, epochs, sessions.
 		for _, s := range r.segs[:i+1] {
-			if err := l.rescueState(r, s, floor, known); err != nil {
+			if err := l.rescueState(r, s, floor); err != nil {
 				return 0, err
 			}
 		}
@@ -249,15 +246,15 @@ func (l *classLog) keepLastRun(r *recovered) (floor uint64, err error) {
 
 // rescueState replays the state in a segment that is about to be set aside. Open
 // writes it forward, since no segment of the log tells it any more.
-func (l *classLog) rescueState(r *recovered, seg *segment, floor uint64, known bool) error {
-	if x, err := readSide(l.s.cfg.FS, l.sidePath(seg.first), false); err == nil && known && x.first == seg.first && x.last < floor {
+func (l *classLog) rescueState(r *recovered, seg *segment, floor uint64) error {
+	if x, err := readSide(l.s.cfg.FS, l.sidePath(seg.first), false); err == nil && x.first == seg.first && x.last < floor {
 		return nil
 	}
 	sc, _, err := l.scan(seg)
 	if err != nil {
 		return err
 	}
-	l.replay(r, seg, sc)
+	l.replay(r, seg, sc, floor)
 	x := collectIndex(sc, seg.first)
 	for j := range x.parts { // so that their offsets are not given out again
 		r.lost = append(r.lost, lostRange{x.parts[j].id, x.parts[j].base, x.parts[j].next})
@@ -290,7 +287,7 @@ func (l *classLog) loadSegment(r *recovered, i int, floor uint64) error {
 		}
 		r.indexes[i] = nil
 	}
-	l.replay(r, seg, sc)
+	l.replay(r, seg, sc, floor)
 	if x := r.indexes[i]; x != nil {
 		l.noteNext(r, x)
 		return nil
@@ -325,8 +322,11 @@ func (l *classLog) noteNext(r *recovered, x *segmentIndex) {
 	}
 }
 
-// replay applies the state operations of a segment and notes its damage entries.
-func (l *classLog) replay(r *recovered, seg *segment, sc *segmentScan) {
+// replay applies the state operations of a segment and notes its damage entries. A
+// segment that is read for another reason and lies below the floor gives no state:
+// what deletes a key of it may lie in one that is not read.
+func (l *classLog) replay(r *recovered, seg *segment, sc *segmentScan, floor uint64) {
+	below := sc.next <= floor
 	l.state.mu.Lock()
 	defer l.state.mu.Unlock()
 	for i := range sc.entries {
@@ -334,6 +334,9 @@ func (l *classLog) replay(r *recovered, seg *segment, sc *segmentScan) {
 		r.commit = max(r.commit, env.commit)
 		switch env.kind {
 		case entryState:
+			if below {
+				continue
+			}
 			if err := l.state.applyAll(env.index, env.payload); err != nil {
 				l.lg.Error("state entry does not parse", "file", seg.path, "index", env.index, "err", err)
 			}
