@@ -372,6 +372,9 @@ func TestCompressedNeedsADecompressor(t *testing.T) {
 }
 
 func TestIterationDoesNotAllocatePerRecord(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
 	rs := corpus()
 	b := build(0, rs...)
 	z := record.Batch(record.Compress(nil, b))
@@ -393,6 +396,9 @@ func TestIterationDoesNotAllocatePerRecord(t *testing.T) {
 }
 
 func TestBuildingDoesNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
 	rs := corpus()
 	arena := make([]byte, 0, 4<<20)
 	var bl record.Builder
