@@ -98,6 +98,7 @@ func TestNewerBootTakesOverAndTheOldOneDoesNotComeBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	s.Status("n1", wire.Status{}) // it lives
 	_, err := s.Hello(ctx, "n1", hello(1, 3, a, 0))
 	refused(t, err, wire.CodeFenced)
 	if n := h.Nodes()[0]; n.Fenced == "" || n.State != "fenced" {
