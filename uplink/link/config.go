@@ -38,7 +38,7 @@ type ClientConfig struct {
 	LiveWindow     int           // zstd window of the live stream. Default 32 KiB
 	BulkWindow     int           // zstd window of the bulk stream. Default 512 KiB
 	NoCompression  bool          // send everything with codec none
-	MaxBulk        int           // extra bulk connections at most, within what the hub allows. Default 8, negative = none
+	MaxBulk        int           // extra bulk connections at most, within what the hub allows. Default 16, negative = none
 	Heartbeat      time.Duration // default 15 s; the hub's wish wins
 	StatusInterval time.Duration // default 15 s
 	IdleTimeout    time.Duration // of the QUIC connection; default 90 s
@@ -67,7 +67,7 @@ type ServerConfig struct {
 	TotalBytes    int64             // raw bytes outstanding of all sessions. Default 512 MiB
 	FrameBytes    int               // largest raw frame. Default wire.MaxFrameBytes
 	WindowBytes   int               // largest zstd window. Default 1 MiB
-	MaxBulk       int               // extra bulk connections a session may open. Default 8
+	MaxBulk       int               // extra bulk connections a session may open. Default 16
 	Heartbeat     time.Duration     // asked of nodes. Default 15 s
 	IdleTimeout   time.Duration     // default 90 s
 	HelloTimeout  time.Duration     // from accept to Hello. Default 10 s

@@ -47,7 +47,7 @@ func (c ClientConfig) withDefaults() (ClientConfig, error) {
 	}
 	switch {
 	case c.MaxBulk == 0:
-		c.MaxBulk = 8
+		c.MaxBulk = 16
 	case c.MaxBulk < 0:
 		c.MaxBulk = 0
 	case c.MaxBulk > 64:
@@ -111,7 +111,7 @@ func (c ServerConfig) withDefaults() (ServerConfig, error) {
 	}
 	intIn(&errs, "FrameBytes", &c.FrameBytes, wire.MaxFrameBytes, 64<<10, wire.MaxFrameBytes)
 	intIn(&errs, "WindowBytes", &c.WindowBytes, 1<<20, 1<<10, 8<<20)
-	intIn(&errs, "MaxBulk", &c.MaxBulk, 8, 0, 64)
+	intIn(&errs, "MaxBulk", &c.MaxBulk, 16, 0, 64)
 	durIn(&errs, "Heartbeat", &c.Heartbeat, 15*time.Second, 100*time.Millisecond, 10*time.Minute)
 	durIn(&errs, "IdleTimeout", &c.IdleTimeout, 90*time.Second, time.Second, 24*time.Hour)
 	durIn(&errs, "HelloTimeout", &c.HelloTimeout, 10*time.Second, 100*time.Millisecond, 10*time.Minute)

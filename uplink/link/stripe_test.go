@@ -49,16 +49,16 @@ func goodput(t *testing.T, loss float64, bulk int) (share float64) {
 	return share
 }
 
+// The targets: 93, 92, 90 and 80 % of 10 Mbit/s at 100 ms. One connection alone
+// carries 94, 51, 17 and 7 %.
 func TestStripingFillsALossyLink(t *testing.T) {
-	alone, striped := goodput(t, 0.01, -1), goodput(t, 0.01, 8)
-	if striped < 0.8 || striped < 2*alone {
-		t.Errorf("with 1 %% loss: %.0f %% of the link striped, %.0f %% alone", striped*100, alone*100)
+	for _, c := range []struct{ loss, want float64 }{{0, 0.90}, {0.001, 0.90}, {0.01, 0.90}, {0.05, 0.80}} {
+		if got := goodput(t, c.loss, 16); got < c.want {
+			t.Errorf("with %.1f %% loss: %.0f %% of the link, want %.0f %%", c.loss*100, got*100, c.want*100)
+		}
 	}
-}
-
-func TestLosslessLinkIsFilled(t *testing.T) {
-	if g := goodput(t, 0, 8); g < 0.85 {
-		t.Errorf("without loss: %.0f %% of the link", g*100)
+	if alone := goodput(t, 0.01, -1); alone > 0.4 {
+		t.Errorf("one connection carries %.0f %% with 1 %% loss: is there still a need to stripe?", alone*100)
 	}
 }
 
