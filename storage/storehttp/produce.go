@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"tailrace/storage"
 	"tailrace/storage/record"
@@ -87,6 +88,8 @@ func (h *Handler) produceBody(w http.ResponseWriter, r *http.Request) (*Produced
 	if !ok && h.cfg.Create == nil {
 		return nil, unknownTopic(name)
 	}
+	rc := http.NewResponseController(w)
+	rc.SetReadDeadline(time.Now().Add(h.cfg.ReadTimeout)) // not every ResponseWriter has deadlines
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, h.cfg.MaxBodyBytes))
 	if err != nil {
 		var tooBig *http.MaxBytesError
@@ -96,6 +99,7 @@ func (h *Handler) produceBody(w http.ResponseWriter, r *http.Request) (*Produced
 		}
 		return nil, badRequest("bad_body", "reading the body: %v", err)
 	}
+	rc.SetReadDeadline(time.Time{}) // else it would end the request while the disk works
 	items, err := h.parseBody(r, body)
 	if err != nil {
 		return nil, err

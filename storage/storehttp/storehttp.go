@@ -43,6 +43,7 @@ type Config struct {
 	MaxRecords     int           // in one POST; default 10,000
 	MaxReaders     int           // record queries and tails at once; default 64, more get 503
 	ReadBytes      int           // block read from the log at a time by a query; default 256 KiB
+	ReadTimeout    time.Duration // a POST's body must be here by then; default 60 s
 	WriteTimeout   time.Duration // a reader that takes nothing for so long is dropped; default 60 s
 	Heartbeat      time.Duration // comment line on a silent tail, so that proxies keep it open; default 15 s
 	Now            func() time.Time
@@ -54,6 +55,7 @@ func (c Config) withDefaults() Config {
 	def(&c.MaxRecords, 10000)
 	def(&c.MaxReaders, 64)
 	def(&c.ReadBytes, 256<<10)
+	def(&c.ReadTimeout, time.Minute)
 	def(&c.WriteTimeout, time.Minute)
 	def(&c.Heartbeat, 15*time.Second)
 	if c.Logger == nil {

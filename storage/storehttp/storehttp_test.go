@@ -155,6 +155,22 @@ func TestRawBodyIsOneRecord(t *testing.T) {
 	}
 }
 
+func TestSlowBodyIsGivenUp(t *testing.T) {
+	s := newServer(t, func(c *storehttp.Config) { c.ReadTimeout = 50 * time.Millisecond })
+	s.topic("t", 1)
+	r, w := io.Pipe()
+	defer w.Close()
+	go w.Write([]byte(`{"records":[`)) // and then nothing
+	resp, err := http.Post(s.url+"/api/v1/topics/t/records", "application/json", r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != 400 {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+}
+
 // TestPostAnswersOnlyWhatIsDurable is a fault pair: the fsync fails, and nothing
 // is answered with 200; then the power goes, and every 200 is still there.
 func TestPostAnswersOnlyWhatIsDurable(t *testing.T) {

@@ -315,7 +315,9 @@ func (h *Hub) Run(ctx context.Context) error {
 	g.Go(func() error { h.devices.run(readCtx); return nil })
 	var srv *http.Server
 	if h.httpLn != nil {
-		srv = &http.Server{Handler: h.handler, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		// No ReadTimeout: it would end every stream after that time (net/http keeps
+		// the deadline while the handler runs). Bodies have a deadline of their own.
+		srv = &http.Server{Handler: h.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 			BaseContext: func(net.Listener) context.Context { return readCtx },
 			ErrorLog:    slog.NewLogLogger(h.log.Handler(), slog.LevelDebug)}
 		g.Go(func() error {
