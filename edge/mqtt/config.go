@@ -128,6 +128,7 @@ func (c *Config) validate() error {
 	bad(l.BufferBytes >= l.MaxPacketBytes, "BufferBytes %d is below MaxPacketBytes %d: such a packet could never be read", l.BufferBytes, l.MaxPacketBytes)
 	bad(l.OutboundInFlight >= 1 && l.OutboundInFlight <= 32768, "OutboundInFlight %d is not in 1..32768", l.OutboundInFlight)
 	bad(l.MaxKeepAlive >= 0 && l.MaxKeepAlive <= 65535*time.Second, "MaxKeepAlive %v is not in 0..65535 s", l.MaxKeepAlive)
+	bad(l.MaxSessionExpiry <= 100*365*24*time.Hour, "MaxSessionExpiry %v is above 100 years", l.MaxSessionExpiry)
 	for name, v := range map[string]int{"LoginBytes": l.LoginBytes, "MaxConnections": l.MaxConnections, "MaxPerAddress": l.MaxPerAddress, "MaxLogins": l.MaxLogins,
 		"MaxLoginsPerAddress": l.MaxLoginsPerAddress, "ClientIDBytes": l.ClientIDBytes, "OpenQoS2": l.OpenQoS2, "Bursts": l.Bursts, "OutboundBytes": l.OutboundBytes,
 		"Subscriptions": l.Subscriptions, "Queued": l.Queued, "Sessions": l.Sessions, "Retained": l.Retained, "RetainedBytes": l.RetainedBytes} {
