@@ -13,11 +13,12 @@ import (
 
 // BridgeConfig is one broker to take messages from.
 type BridgeConfig struct {
-	// Name for logs, metrics and the header "mqtt.client". Required, unique.
+	// Name for logs and metrics. Required, unique.
 	Name string `yaml:"name"`
 	// Brokers: mqtt://host:port or mqtts://host:port; several addresses of one broker or cluster.
 	Brokers []string `yaml:"brokers"`
-	// ClientID of the session at the broker; default "tailrace-NODE-NAME". Nobody else may use it.
+	// ClientID of the session at the broker, and the header "mqtt.client" of its records;
+	// default "tailrace-NODE-NAME". Nobody else may use it.
 	ClientID string `yaml:"client_id"`
 	Username string `yaml:"username"`
 	// PasswordFile holds the password in its first line; read at every connect.

@@ -353,7 +353,8 @@ func (c Config) validateStorage(bad func(bool, string, ...any)) map[string]bool 
 
 func (c Config) validateMQTT(bad func(bool, string, ...any)) {
 	m := c.MQTT
-	bad(m.MaxRecordSize >= 64 && m.MaxRecordSize <= 8<<20, "mqtt.max_record_size %v: want 64 B to 8MiB", m.MaxRecordSize)
+	// A retained message is a state entry too, and those end at storage.MaxStateBytes.
+	bad(m.MaxRecordSize >= 64 && m.MaxRecordSize <= 3<<20, "mqtt.max_record_size %v: want 64B to 3MiB", m.MaxRecordSize)
 	bad(m.MaxConnections >= 0 && m.ReceiveMaximum >= 0 && m.ReceiveMaximum <= 65535 && m.MaxSessions >= 0 && m.MaxSessionExpiry >= 0 && m.RetainedSize > 0,
 		"mqtt: limits must not be negative, receive_maximum at most 65535")
 	certLogin := false

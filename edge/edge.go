@@ -134,6 +134,9 @@ func (n *Node) open() error {
 		return fmt.Errorf("make storage.dir: %w", err)
 	}
 	n.medium = mediumOf(c.Storage.Dir)
+	if fs := volatile(c.Storage.Dir); fs != "" {
+		n.logger.Warn("storage.dir lies on a file system that may not survive a power cut; acknowledged records would be gone with it", "dir", c.Storage.Dir, "file_system", fs)
+	}
 	sc := storage.Config{
 		Dir: c.Storage.Dir, FS: c.FS, NodeID: c.Node, OriginHeaders: true, Now: c.Now, Logger: n.logger.With("part", "storage"),
 		Folds: map[storage.StateKind]storage.FoldFunc{storage.KindWindow: mqtt.FoldWindow},

@@ -5,3 +5,5 @@ package edge
 func mediumOf(string) medium { return medium{Kind: "unknown"} }
 
 func freeBytes(string) (int64, bool) { return 0, false }
+
+func volatile(string) string { return "" }
