@@ -82,7 +82,43 @@ func (w *world) live(storm time.Duration) (out outcome, err error) {
 		return out, fmt.Errorf("the node holds %d records, the hub %d", out.NodeRecords, out.HubRecords)
 	}
 	out.Simulated = time.Since(w.start)
+	for _, m := range []*machine{w.node, w.hub} {
+		if err := w.secondReader(m); err != nil {
+			return out, fmt.Errorf("%s, read by the format document: %w", m.name, err)
+		}
+	}
 	return out, nil
+}
+
+// secondReader shuts the machine down in order and lets the reader that knows the log only
+// from its format document show its records to the ledger.
+func (w *world) secondReader(m *machine) error {
+	l := m.off()
+	o, err := storagetest.ReadStore(l.dir)
+	if err != nil {
+		return err
+	}
+	for class, log := range o.Logs {
+		if len(log.Problems) > 0 || log.Cut > 0 {
+			return fmt.Errorf("class %s: %d bytes behind the last commit after a shutdown in order, %v", class, log.Cut, log.Problems)
+		}
+	}
+	obs := w.book.Observe(m.name + ", second reader")
+	for i := range o.Topics[stream] {
+		for _, r := range o.Partition(stream, i) {
+			topic := ""
+			for _, h := range r.Headers {
+				if h.Key == "mqtt.topic" {
+					topic = string(h.Value)
+				}
+			}
+			obs.SeePayload(topic, r.Value, ledger.Position{Partition: int64(i), Offset: r.Offset})
+		}
+	}
+	if rep := obs.Report(); !rep.OK() {
+		return fmt.Errorf("the ledger differs: %v", rep)
+	}
+	return nil
 }
 
 // devices sends from some clients of both MQTT versions with QoS 1 on persistent sessions.

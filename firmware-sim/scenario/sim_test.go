@@ -74,7 +74,7 @@ func TestHistoriesLoseAndDoubleNothing(t *testing.T) {
 				if failed.Load() >= 3 {
 					t.Skip("three histories have failed already")
 				}
-				out, story, err := history(t, seed, filepath.Join(dir, fmt.Sprint(seed)), certs, 40*time.Second)
+				out, story, err := history(t, seed, filepath.Join(dir, fmt.Sprint(seed)), certs, 30*time.Second)
 				if err != nil {
 					failed.Add(1)
 					t.Errorf("seed %d: %v\nits story (run again with -run TestHistories -seed %d):\n%s", seed, err, seed, story)
