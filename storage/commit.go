@@ -147,13 +147,16 @@ func (c *committer) commitGroup() {
 		}
 		err = c.write()
 	}
+	if err != nil && c.broken == nil {
+		c.fail(err)
+		return
+	}
 	c.answer(err)
 	if err == nil && c.rolled {
 		c.rolled = false
-		err = c.advanceFloor()
-	}
-	if err != nil && c.broken == nil {
-		c.fail(err)
+		if err := c.advanceFloor(); err != nil {
+			c.fail(err)
+		}
 	}
 }
 
@@ -171,7 +174,7 @@ func (c *committer) answer(err error) {
 		r.done(r.a, e)
 		*r = request{}
 	}
-	c.group = c.group[:0]
+	c.group, c.refused = c.group[:0], c.refused[:0]
 	l.mu.Lock()
 	l.waiting -= bytes
 	l.room.Broadcast()

@@ -24,8 +24,8 @@ func (c *committer) ready() error {
 	return c.reopen()
 }
 
-// fail gives the log up after a failed write or fsync: everyone who waits is
-// told, the handle is thrown away, the files are cut back to what is durable, and
+// fail gives the log up after a failed write or fsync: the group and everyone who
+// waits behind it are told, the handle is thrown away, the files are cut back to what is durable, and
 // the log is opened anew. Nothing is ever retried on the old handle: a second
 // fsync may succeed without having written anything, and the library's memory no
 // longer matches its file.
@@ -36,10 +36,11 @@ func (c *committer) fail(cause error) {
 	c.broken = cause
 	c.retryAt = time.Time{}
 	l.mu.Lock()
-	c.group, l.queue = l.queue, c.group[:0]
+	c.group = append(c.group, l.queue...)
+	clear(l.queue)
+	l.queue = l.queue[:0]
 	l.mu.Unlock()
-	c.refused = c.refused[:0]
-	for range c.group {
+	for len(c.refused) < len(c.group) {
 		c.refused = append(c.refused, nil)
 	}
 	c.answer(cause)
