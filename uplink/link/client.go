@@ -21,6 +21,7 @@ type Client struct {
 	lost     atomic.Int64 // socket errors treated as lost packets
 	acked    atomic.Int64
 	linkUp   chan struct{} // capacity 1
+	command  chan struct{} // capacity 1: held while a command runs
 	sequence uint64        // owned by Run
 
 	mu    sync.Mutex // guards the following
@@ -34,7 +35,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{cfg: cfg, linkUp: make(chan struct{}, 1), live: map[*session]struct{}{}}, nil
+	return &Client{cfg: cfg, linkUp: make(chan struct{}, 1), command: make(chan struct{}, 1), live: map[*session]struct{}{}}, nil
 }
 
 // LinkUp tells the client that the network changed for the better (an interface came

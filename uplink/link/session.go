@@ -386,21 +386,38 @@ func (s *session) handle(m wire.Message) error {
 	return nil
 }
 
+// runCommands runs one command at a time, over all sessions. One that hangs holds
+// further commands, but neither data nor the end of the session.
 func (s *session) runCommands() {
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case m := <-s.commands:
-			r := wire.CommandResult{Error: "this node takes no commands"}
-			switch {
-			case m.ExpireMS > 0 && time.Now().UnixMilli() > m.ExpireMS:
-				r.Error = "expired before it reached the node"
-			case s.c.cfg.OnCommand != nil:
-				r = s.c.cfg.OnCommand(m)
+			select {
+			case s.c.command <- struct{}{}:
+			case <-s.ctx.Done():
+				return
 			}
-			r.ID = m.ID
-			s.send(&r)
+			done := make(chan struct{})
+			go func() {
+				r := wire.CommandResult{Error: "this node takes no commands"}
+				switch {
+				case m.ExpireMS > 0 && time.Now().UnixMilli() > m.ExpireMS:
+					r.Error = "expired before it was run"
+				case s.c.cfg.OnCommand != nil:
+					r = s.c.cfg.OnCommand(m)
+				}
+				r.ID = m.ID
+				<-s.c.command
+				s.send(&r)
+				close(done)
+			}()
+			select {
+			case <-done:
+			case <-s.ctx.Done():
+				return
+			}
 		}
 	}
 }
