@@ -114,7 +114,7 @@ func TestNoAckAfterAFailedCall(t *testing.T) {
 	}
 	t.Logf("%d runs; the fault surfaced in %v", runs, surfaced)
 	for k, n := range calls {
-		if n > 0 && surfaced[k] == 0 {
+		if n > 0 && surfaced[k] == 0 && !testing.Short() { // the short form skips the rare kinds
 			t.Errorf("no fault of kind %v ever surfaced", k)
 		}
 	}
