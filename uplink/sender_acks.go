@@ -172,4 +172,3 @@ func (s *Sender) resent(j Job, r Read, conn int) (Frame, bool) {
 	x.conn = conn
 	return Frame{Header: wire.FrameHeader{Partition: x.want.part.id, Epoch: uint32(x.want.epoch), Base: first, Count: next - first}, Batches: r.Batches[:n]}, true
 }
-
