@@ -193,7 +193,8 @@ func TestModelsAreDeterministicBySeed(t *testing.T) {
 			series(firmwaresim.NewTurbine("a", 1, rng(seed), seed), n, step), series(firmwaresim.NewRig(rng(seed)), n, step), series(firmwaresim.NewSpindle(rng(seed)), n, step)})
 		return string(b)
 	}
-	if print(5, time.Second, 500) != print(5, time.Second, 500) {
+	first := print(5, time.Second, 500)
+	if again := print(5, time.Second, 500); again != first {
 		t.Error("same seed, different series")
 	}
 	if print(5, time.Second, 500) == print(6, time.Second, 500) {

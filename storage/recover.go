@@ -282,7 +282,7 @@ func (l *classLog) loadSegment(r *recovered, i int, floor uint64) error {
 		want = r.segs[i+1].first
 	}
 	if sc.damaged() || sc.tornAt < sc.size || sc.next != want {
-		if sc, data, err = l.repairSegment(r, seg, sc, data, want); err != nil {
+		if sc, _, err = l.repairSegment(r, seg, sc, data, want); err != nil {
 			return err
 		}
 		r.indexes[i] = nil

@@ -34,13 +34,13 @@ type row struct {
 const maxLine = 64 << 20
 
 type replayFlags struct {
-	partition          int
-	node, key          string
-	fromOff, toOff     string
-	from, to           string
-	limit              int64
-	format, out, delim string
-	quiet              bool
+	partition      int
+	node, key      string
+	fromOff, toOff string
+	from, to       string
+	limit          int64
+	format, out    string
+	quiet          bool
 }
 
 func newReplay(api *client) *cobra.Command {

@@ -100,7 +100,7 @@ func (c ServerConfig) withDefaults() (ServerConfig, error) {
 			c.Credit[l] = d
 		}
 		if c.Credit[l] < 16<<10 || c.Credit[l] > 1<<30 {
-			errs = append(errs, fmt.Errorf("Credit of lane %s is %d, allowed are %d to %d", wire.Lane(l), c.Credit[l], 16<<10, 1<<30))
+			errs = append(errs, fmt.Errorf("credit of lane %s is %d, allowed are %d to %d", wire.Lane(l), c.Credit[l], 16<<10, 1<<30))
 		}
 	}
 	if c.TotalBytes == 0 {

@@ -158,7 +158,6 @@ func TestPipelinedProducesAreAnsweredInOrder(t *testing.T) {
 	h := newHub(t)
 	p := h.topic("wind", 1).Partition(0)
 	r := h.raw()
-	var reqs []kmsg.Request
 	go func() { // more than may be in flight
 		for i := range 200 {
 			req := produceRequest("wind", 0, batchOf(fmt.Sprint("v", i)))
@@ -172,7 +171,6 @@ func TestPipelinedProducesAreAnsweredInOrder(t *testing.T) {
 	for i := range 200 {
 		req := produceRequest("wind", 0, nil)
 		req.SetVersion(9)
-		reqs = append(reqs, req)
 		got := r.receive(req, int32(i)).(*kmsg.ProduceResponse).Topics[0].Partitions[0]
 		if got.ErrorCode != 0 || got.BaseOffset != int64(i) {
 			t.Fatalf("answer %d: %+v", i, got)
