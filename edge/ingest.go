@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -218,7 +219,12 @@ const maxScratch = 64 << 10
 
 // finish answers and returns the burst to the pool.
 func (b *burst) finish(err error) {
-	done, in := b.done, b.in
+	done, in, used := b.done, b.in, 0
+	for i := range b.appends {
+		if b.has(i) {
+			used++
+		}
+	}
 	for _, a := range b.appends {
 		if a != nil {
 			a.Reset()
@@ -233,7 +239,12 @@ func (b *burst) finish(err error) {
 		if errors.Is(err, storage.ErrUnknownTopic) {
 			in.generation.Add(1) // a topic was deleted: resolve routes anew
 		}
+		// Of several classes one may have what another has not.
+		unknown := used > 1 || errors.Is(err, storage.ErrUncertain)
 		err = in.failure(err)
+		if unknown {
+			err = fmt.Errorf("%w: %w", mqtt.ErrUnknownOutcome, err)
+		}
 	}
 	done(err)
 }

@@ -13,6 +13,10 @@ var (
 	// ErrFull: the class is at its disk budget (policy Reject), or the file
 	// system is full. Nothing of the append is durable; room may come.
 	ErrFull = errors.New("storage: disk budget is used up")
+	// ErrUncertain: a write or fsync failed and what it wrote could not be cut off
+	// either. The append is not acknowledged, but after the next start it may be
+	// there. Every other error means that nothing of it is or will be durable.
+	ErrUncertain = errors.New("storage: outcome unknown until the disk works again")
 	// ErrOffsetOutOfRange: the offset is below the partition's start or above
 	// its high watermark.
 	ErrOffsetOutOfRange = errors.New("storage: offset out of range")

@@ -43,8 +43,11 @@ func (c *committer) fail(cause error) {
 	for len(c.refused) < len(c.group) {
 		c.refused = append(c.refused, nil)
 	}
+	// Only now is it known whether the append is gone for good.
+	if err := c.reopen(); err != nil {
+		cause = fmt.Errorf("%w: %w", ErrUncertain, cause)
+	}
 	c.answer(cause)
-	c.reopen()
 }
 
 // reopen cuts the log back to its durable end and opens it. On failure it sets

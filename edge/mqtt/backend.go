@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"time"
 
@@ -66,6 +67,11 @@ type Burst interface {
 	// connection here. The burst must not be used afterwards.
 	Commit(done func(err error))
 }
+
+// ErrUnknownOutcome, wrapped by the error given to done, says that some of the burst may
+// be or become durable. No refusal can be sent then: the connection ends without an
+// answer, and the window settles the re-sends.
+var ErrUnknownOutcome = errors.New("outcome of the commit is unknown")
 
 // State reads durable state. It shows at least every change whose done has run.
 type State interface {

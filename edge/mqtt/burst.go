@@ -140,8 +140,8 @@ func (c *conn) finishBurst(b *burst) {
 
 // failBurst answers a burst that did not become durable. MQTT 5 publishes are
 // refused one by one; where that cannot be said (3.x, or QoS 2 and subscriptions,
-// whose state in memory has run ahead), the connection is closed and nothing of it
-// is acknowledged any more.
+// whose state in memory has run ahead) or is not certain, the connection is closed
+// and nothing of it is acknowledged any more.
 func (c *conn) failBurst(b *burst) {
 	c.srv.stats.CommitErrors.Add(1)
 	code := packet.ImplementationError
@@ -152,7 +152,7 @@ func (c *conn) failBurst(b *burst) {
 	for i := range b.keep {
 		c.srv.retained.forget(&b.keep[i])
 	}
-	if c.Version != byte(packet.V5) || b.strict {
+	if c.Version != byte(packet.V5) || b.strict || errors.Is(b.err, ErrUnknownOutcome) {
 		if len(b.acks) > 0 {
 			c.mute = true
 			c.stopLocked(cause{code: code, hold: c.Version != byte(packet.V5), err: b.err})

@@ -449,6 +449,9 @@ func (h *history) check() error {
 		if there > 0 && gone > 0 {
 			return h.fail("append %d is there in part: %d of %d records", u.n, there, there+gone)
 		}
+		if there > 0 && u.err != nil && !errors.Is(u.err, storage.ErrUncertain) {
+			return h.fail("append %d was refused for certain (%v) and is there", u.n, u.err)
+		}
 		switch {
 		case u.fate == lost && there > 0:
 			return h.fail("append %d was lost in an earlier power cut and is back", u.n)
