@@ -11,4 +11,19 @@
 //   - package kill: the real daemons as processes, killed with SIGKILL while devices send.
 //
 // The checkers compare with the ledger; they do not sleep, retry or remove doubles.
+//
+// # What a history is, and is not
+//
+// edge.Node and hub.Hub are whole; the disk, the UDP socket and the MQTT listener are
+// passed in, HTTP and Kafka listeners are off. A file call takes no simulated time: the
+// time of a bubble stands still while anybody waits for a mutex, and parts of the node hold
+// one during a commit. So power is cut at the n-th change of the disk rather than at a
+// time. The order in which goroutines of one instant run is the scheduler's: a seed repeats
+// the schedule of faults exactly and the interleaving almost always; a seed that failed is
+// worth some repetitions (-count).
+//
+//	go test ./firmware-sim/scenario -run TestHistories -histories 5000 -from 1
+//	go test ./firmware-sim/scenario -run TestHistories -seed 17 -logs -v
+//	go test ./firmware-sim/scenario -run TestLinkDown -v
+//	go test ./firmware-sim/scenario/kill -v -kills 200
 package scenario
