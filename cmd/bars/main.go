@@ -4,6 +4,7 @@
 //
 //	make bars                      all
 //	go run ./cmd/bars -only ingest those whose name contains "ingest"
+//	go run ./cmd/bars -only quick  what CI reports on
 //	go run ./cmd/bars -report      never fail: for noisy machines
 package main
 
@@ -15,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -76,6 +78,16 @@ func main() {
 	os.Exit(measure(ctx, *only, *output, *report, *short))
 }
 
+// quick are the groups that CI reports on: what no test of its own measures.
+var quick = []string{"size", "memory", "ingest", "latency", "end-to-end", "replay", "instructions"}
+
+func wanted(name, only string) bool {
+	if only == "quick" {
+		return slices.Contains(quick, name)
+	}
+	return strings.Contains(name, only)
+}
+
 func measure(ctx context.Context, only, output string, report, short bool) int {
 	dir, err := os.MkdirTemp("", "tailrace-bars-")
 	if err != nil {
@@ -86,7 +98,7 @@ func measure(ctx context.Context, only, output string, report, short bool) int {
 	e := &env{dir: dir, short: short}
 	var rows []row
 	for _, g := range groups {
-		if !strings.Contains(g.name, only) || ctx.Err() != nil {
+		if !wanted(g.name, only) || ctx.Err() != nil {
 			continue
 		}
 		start := time.Now()
