@@ -11,7 +11,7 @@ import (
 // client makes, or produces to, follow the rule for any name ("*"); without
 // such a rule a client makes topics with CreateTopics only.
 func (h *Hub) newKafka() (*kafka.Server, error) {
-	c := kafka.Config{Store: h.store, Advertised: h.cfg.Kafka.Advertised, Logger: h.cfg.Logger.With("subsystem", "kafka"), Now: h.cfg.Now, Metrics: h.metrics.set,
+	c := kafka.Config{Store: h.store, Advertised: h.cfg.Kafka.Advertised, Logger: h.cfg.Logger.With("subsystem", "kafka"), Now: h.cfg.Now, Metrics: h.metrics.set, Reserved: reservedTopic,
 		TopicDefaults: storage.TopicConfig{Partitions: 4, Class: h.cfg.Classes[0].Name, RetentionByArrival: true}}
 	for _, r := range h.cfg.rules() {
 		if r.Match == "*" {

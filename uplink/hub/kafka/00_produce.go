@@ -93,7 +93,7 @@ func produce(_ context.Context, c *conn, h header, body []byte) error {
 	j.left.Store(int32(len(j.parts)) + 1)
 	switch {
 	case txn:
-		j.refuse(kerr.TransactionalIDAuthorizationFailed, "transactions are not supported")
+		j.refuse(kerr.TransactionalIDAuthorizationFailed, noTransactions)
 	case j.acks != 0 && j.acks != 1 && j.acks != -1:
 		j.refuse(kerr.InvalidRequiredAcks, "acks is 0, 1 or -1")
 	default:
@@ -231,7 +231,7 @@ func (c *conn) check(p *producePart) (*kerr.Error, string) {
 	}
 	switch attrs := b.Attributes(); {
 	case attrs&record.AttrTransactional != 0:
-		return kerr.InvalidTxnState, "transactions are not supported"
+		return kerr.InvalidTxnState, noTransactions
 	case attrs&record.AttrControl != 0:
 		return kerr.InvalidRecord, "clients do not write control batches"
 	case attrs&record.AttrLogAppendTime != 0:

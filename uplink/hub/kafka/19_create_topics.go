@@ -63,7 +63,7 @@ func (c *conn) createTopic(rt kmsg.CreateTopicsRequestTopic, validateOnly bool) 
 		tc.Partitions = int(rt.NumPartitions)
 	}
 	for _, kv := range rt.Configs {
-		if err := setTopicConfig(&tc, kv.Name, kv.Value); err != nil {
+		if err := setTopicConfig(&tc, c.s.cfg.TopicDefaults, kv.Name, kv.Value); err != nil {
 			return nil, kerr.InvalidConfig, err.Error()
 		}
 	}
@@ -84,13 +84,20 @@ func (c *conn) createTopic(rt kmsg.CreateTopicsRequestTopic, validateOnly bool) 
 	return t, nil, ""
 }
 
-func setTopicConfig(tc *storage.TopicConfig, name string, value *string) error {
-	if value == nil {
-		return nil // the default
-	}
+// setTopicConfig sets one configuration by its Kafka name; without a value it is
+// that of def.
+func setTopicConfig(tc *storage.TopicConfig, def storage.TopicConfig, name string, value *string) error {
 	same := map[string]string{"cleanup.policy": "delete", "compression.type": "producer", "message.timestamp.type": "CreateTime"}
 	switch name {
 	case "retention.ms", "retention.bytes":
+		if value == nil {
+			if name == "retention.bytes" {
+				tc.RetentionBytes = def.RetentionBytes
+			} else {
+				tc.RetentionAge = def.RetentionAge
+			}
+			return nil
+		}
 		n, err := strconv.ParseInt(*value, 10, 64)
 		if err != nil || n < -1 || n == 0 {
 			return fmt.Errorf("%s %q: a number from 1, or -1 for no limit", name, *value)
@@ -103,7 +110,7 @@ func setTopicConfig(tc *storage.TopicConfig, name string, value *string) error {
 		}
 		return nil
 	}
-	if v, ok := same[name]; ok && v == *value {
+	if v, ok := same[name]; ok && (value == nil || v == *value) {
 		return nil
 	} else if ok {
 		return fmt.Errorf("%s: only %q", name, v)

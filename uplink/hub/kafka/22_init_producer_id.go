@@ -13,6 +13,9 @@ import (
 // with error 53, which clients take as final.
 var initProducerIDAPI = api{key: 22, name: "InitProducerId", min: 0, max: 4, handle: typed(initProducerID)}
 
+// noTransactions is what whoever asks for a transaction is told.
+const noTransactions = "this hub keeps records on one machine and has no transactions: remove transactional.id (idempotent produce is exactly once per partition), or use a cluster"
+
 func initProducerID(ctx context.Context, c *conn, req *kmsg.InitProducerIDRequest) (kmsg.Response, error) {
 	resp := kmsg.NewPtrInitProducerIDResponse()
 	resp.ProducerID, resp.ProducerEpoch = -1, -1

@@ -3,6 +3,7 @@ package kafka
 import (
 	"bytes"
 	"crypto/rand"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -55,6 +56,7 @@ type group struct {
 type member struct {
 	id, instance string
 	clientID     string
+	clientHost   string
 	session      time.Duration
 	rebalance    time.Duration
 	protocols    []kmsg.JoinGroupRequestProtocol
@@ -216,7 +218,7 @@ func (g *group) add(c *conn, req *kmsg.JoinGroupRequest) *member {
 		t.Stop()
 		delete(g.pending, id)
 	}
-	m := &member{id: id, instance: deref(req.InstanceID), clientID: c.peer.ClientID, protocols: cloneProtocols(req.Protocols)}
+	m := &member{id: id, instance: deref(req.InstanceID), clientID: c.peer.ClientID, clientHost: hostOf(c.peer.Remote), protocols: cloneProtocols(req.Protocols)}
 	if m.id == "" {
 		m.id = memberID(c.peer.ClientID)
 	}
@@ -580,6 +582,15 @@ func memberID(clientID string) string {
 		clientID = clientID[:100]
 	}
 	return clientID + "-" + rand.Text()
+}
+
+// hostOf is how Kafka's tools show a client: "/10.0.0.7".
+func hostOf(a net.Addr) string {
+	host, _, err := net.SplitHostPort(a.String())
+	if err != nil {
+		host = a.String()
+	}
+	return "/" + host
 }
 
 func deref(s *string) string {

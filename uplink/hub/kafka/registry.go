@@ -24,23 +24,30 @@ type api struct {
 // adding a file and a line here.
 func table() []api {
 	return []api{
-		produceAPI,         // 00
-		fetchAPI,           // 01
-		listOffsetsAPI,     // 02
-		metadataAPI,        // 03
-		offsetCommitAPI,    // 08
-		offsetFetchAPI,     // 09
-		findCoordinatorAPI, // 10
-		joinGroupAPI,       // 11
-		heartbeatAPI,       // 12
-		leaveGroupAPI,      // 13
-		syncGroupAPI,       // 14
-		apiVersionsAPI,     // 18
-		createTopicsAPI,    // 19
-		deleteTopicsAPI,    // 20
-		initProducerIDAPI,  // 22
-		describeConfigsAPI, // 32
-		describeClusterAPI, // 60
+		produceAPI,                 // 00
+		fetchAPI,                   // 01
+		listOffsetsAPI,             // 02
+		metadataAPI,                // 03
+		offsetCommitAPI,            // 08
+		offsetFetchAPI,             // 09
+		findCoordinatorAPI,         // 10
+		joinGroupAPI,               // 11
+		heartbeatAPI,               // 12
+		leaveGroupAPI,              // 13
+		syncGroupAPI,               // 14
+		describeGroupsAPI,          // 15
+		listGroupsAPI,              // 16
+		apiVersionsAPI,             // 18
+		createTopicsAPI,            // 19
+		deleteTopicsAPI,            // 20
+		deleteRecordsAPI,           // 21
+		initProducerIDAPI,          // 22
+		offsetForLeaderEpochAPI,    // 23
+		describeConfigsAPI,         // 32
+		createPartitionsAPI,        // 37
+		deleteGroupsAPI,            // 42
+		incrementalAlterConfigsAPI, // 44
+		describeClusterAPI,         // 60
 	}
 }
 

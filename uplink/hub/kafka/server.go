@@ -39,7 +39,8 @@ const (
 	OpRead     Operation = "read"     // fetch from a topic
 	OpWrite    Operation = "write"    // produce to a topic
 	OpCreate   Operation = "create"   // create a topic
-	OpDelete   Operation = "delete"   // delete a topic
+	OpDelete   Operation = "delete"   // delete a topic, or records of it
+	OpAlter    Operation = "alter"    // change a topic's configuration, add partitions
 	OpGroup    Operation = "group"    // join a consumer group or set its offsets
 )
 
@@ -48,6 +49,7 @@ type Peer struct {
 	Remote   net.Addr
 	ClientID string               // what the client calls itself; proves nothing
 	TLS      *tls.ConnectionState // nil without TLS
+	User     string               // who has proved to be: by password, or the common name of the client's certificate; "" nobody
 }
 
 // Config is what [NewServer] needs. Only Store is required.
@@ -68,6 +70,8 @@ type Config struct {
 	TopicDefaults storage.TopicConfig
 	// ReadOnly refuses produce, topic creation and deletion.
 	ReadOnly bool
+	// Reserved, if set, names topics that clients may read and nothing else.
+	Reserved func(topic string) bool
 	// Authorize decides about every use of a topic or group; nil allows all.
 	Authorize func(p Peer, op Operation, resource string) bool
 
@@ -186,7 +190,8 @@ type Server struct {
 	log       *slog.Logger
 	apis      map[int16]api
 	clusterID string
-	epoch     int32 // leader epoch of every partition: the store's
+	epoch     int32           // leader epoch of every partition: the store's
+	epochs    map[int32]forks // where each epoch began
 	requests  *semaphore.Weighted
 	responses *semaphore.Weighted
 	producers *producers
@@ -219,6 +224,9 @@ func NewServer(cfg Config) (*Server, error) {
 	}
 	for _, a := range table() {
 		s.apis[a.key] = a
+	}
+	if err := s.loadEpochs(); err != nil {
+		return nil, err
 	}
 	s.stats = newStats(cfg.Metrics, s)
 	s.groups = newGroups(s)
@@ -318,8 +326,10 @@ func (s *Server) Conns() int {
 }
 
 func (s *Server) allowed(c *conn, op Operation, resource string) bool {
-	if s.cfg.ReadOnly && (op == OpWrite || op == OpCreate || op == OpDelete) {
-		return false
+	if op == OpWrite || op == OpCreate || op == OpDelete || op == OpAlter {
+		if s.cfg.ReadOnly || s.cfg.Reserved != nil && s.cfg.Reserved(resource) {
+			return false
+		}
 	}
 	return s.cfg.Authorize == nil || s.cfg.Authorize(c.peer, op, resource)
 }

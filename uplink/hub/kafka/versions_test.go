@@ -63,6 +63,44 @@ func sample(key, version int16, id [16]byte) kmsg.Request {
 		req := kmsg.NewPtrFindCoordinatorRequest()
 		req.CoordinatorKey = "g"
 		return req
+	case 15:
+		req := kmsg.NewPtrDescribeGroupsRequest()
+		req.Groups = []string{"g"}
+		return req
+	case 21:
+		req := kmsg.NewPtrDeleteRecordsRequest()
+		rp := kmsg.NewDeleteRecordsRequestTopicPartition()
+		rp.Offset = int64(version) + 1
+		rt := kmsg.NewDeleteRecordsRequestTopic()
+		rt.Topic, rt.Partitions = "short", []kmsg.DeleteRecordsRequestTopicPartition{rp}
+		req.Topics = []kmsg.DeleteRecordsRequestTopic{rt}
+		return req
+	case 23:
+		req := kmsg.NewPtrOffsetForLeaderEpochRequest()
+		rp := kmsg.NewOffsetForLeaderEpochRequestTopicPartition()
+		rp.CurrentLeaderEpoch, rp.LeaderEpoch = 1, 1
+		rt := kmsg.NewOffsetForLeaderEpochRequestTopic()
+		rt.Topic, rt.Partitions = "wind", []kmsg.OffsetForLeaderEpochRequestTopicPartition{rp}
+		req.Topics = []kmsg.OffsetForLeaderEpochRequestTopic{rt}
+		return req
+	case 37:
+		req := kmsg.NewPtrCreatePartitionsRequest()
+		rt := kmsg.NewCreatePartitionsRequestTopic()
+		rt.Topic, rt.Count = "short", int32(version)+2
+		req.Topics = []kmsg.CreatePartitionsRequestTopic{rt}
+		return req
+	case 42:
+		req := kmsg.NewPtrDeleteGroupsRequest()
+		req.Groups = []string{fmt.Sprintf("gone-%d", version)}
+		return req
+	case 44:
+		req := kmsg.NewPtrIncrementalAlterConfigsRequest()
+		rc := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
+		rc.Name, rc.Value = "retention.ms", str(fmt.Sprint(7_200_000+int(version)))
+		rr := kmsg.NewIncrementalAlterConfigsRequestResource()
+		rr.ResourceType, rr.ResourceName, rr.Configs = kmsg.ConfigResourceTypeTopic, "short", []kmsg.IncrementalAlterConfigsRequestResourceConfig{rc}
+		req.Resources = []kmsg.IncrementalAlterConfigsRequestResource{rr}
+		return req
 	case 19:
 		req := kmsg.NewPtrCreateTopicsRequest()
 		rt := kmsg.NewCreateTopicsRequestTopic()
@@ -122,8 +160,15 @@ func TestEveryVersionIsAnswered(t *testing.T) {
 	h := newHub(t)
 	wind := h.topic("wind", 1)
 	h.fill(wind.Partition(0), 0, 10, 5, false)
+	short := h.topic("short", 1)
+	h.fill(short.Partition(0), 0, 10, 5, false)
+	first := h.raw()
+	ask[kmsg.Response](first, sample(8, 8, wind.ID()), 8)
 	for v := range int16(10) {
 		h.topic(fmt.Sprintf("old-%d", v), 1)
+		commit := sample(8, 8, wind.ID()).(*kmsg.OffsetCommitRequest)
+		commit.Group = fmt.Sprintf("gone-%d", v)
+		ask[kmsg.Response](first, commit, 8)
 	}
 	for key, vs := range kafka.Versions() {
 		if groupKeys[key] {
@@ -171,6 +216,30 @@ func TestEveryVersionIsAnswered(t *testing.T) {
 			case *kmsg.DeleteTopicsResponse:
 				if _, ok := h.store.Topic(fmt.Sprintf("old-%d", v)); ok {
 					t.Errorf("%s: topic is still there", name)
+				}
+			case *kmsg.DescribeGroupsResponse:
+				if g := resp.Groups[0]; g.State != "Empty" || g.Group != "g" {
+					t.Errorf("%s: %+v", name, g)
+				}
+			case *kmsg.ListGroupsResponse:
+				if len(resp.Groups) == 0 {
+					t.Errorf("%s: no group", name)
+				}
+			case *kmsg.DeleteRecordsResponse:
+				if p := resp.Topics[0].Partitions[0]; p.LowWatermark != int64(v)+1 || short.Partition(0).Start() != int64(v)+1 {
+					t.Errorf("%s: %+v, start %d", name, p, short.Partition(0).Start())
+				}
+			case *kmsg.OffsetForLeaderEpochResponse:
+				if p := resp.Topics[0].Partitions[0]; p.EndOffset < 10 || p.LeaderEpoch != 1 {
+					t.Errorf("%s: %+v", name, p)
+				}
+			case *kmsg.CreatePartitionsResponse:
+				if n := len(short.Partitions()); n != int(v)+2 {
+					t.Errorf("%s: %d partitions", name, n)
+				}
+			case *kmsg.IncrementalAlterConfigsResponse:
+				if ms := short.Config().RetentionAge.Milliseconds(); ms != 7_200_000+int64(v) {
+					t.Errorf("%s: retention %d ms", name, ms)
 				}
 			case *kmsg.InitProducerIDResponse:
 				if resp.ProducerID < 1 {
@@ -231,6 +300,36 @@ func codes(resp kmsg.Response) (out []int16) {
 			out = append(out, t.ErrorCode)
 		}
 	case *kmsg.DescribeConfigsResponse:
+		for _, r := range resp.Resources {
+			out = append(out, r.ErrorCode)
+		}
+	case *kmsg.DescribeGroupsResponse:
+		for _, g := range resp.Groups {
+			out = append(out, g.ErrorCode)
+		}
+	case *kmsg.ListGroupsResponse:
+		out = append(out, resp.ErrorCode)
+	case *kmsg.DeleteGroupsResponse:
+		for _, g := range resp.Groups {
+			out = append(out, g.ErrorCode)
+		}
+	case *kmsg.DeleteRecordsResponse:
+		for _, t := range resp.Topics {
+			for _, p := range t.Partitions {
+				out = append(out, p.ErrorCode)
+			}
+		}
+	case *kmsg.OffsetForLeaderEpochResponse:
+		for _, t := range resp.Topics {
+			for _, p := range t.Partitions {
+				out = append(out, p.ErrorCode)
+			}
+		}
+	case *kmsg.CreatePartitionsResponse:
+		for _, t := range resp.Topics {
+			out = append(out, t.ErrorCode)
+		}
+	case *kmsg.IncrementalAlterConfigsResponse:
 		for _, r := range resp.Resources {
 			out = append(out, r.ErrorCode)
 		}
