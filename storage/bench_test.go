@@ -43,7 +43,7 @@ func benchAppend(b *testing.B, submitters, burst int, origin bool) {
 			for n := 0; n < per; n += burst {
 				a.Reset()
 				for j := range burst {
-					if err := a.Record(p, int64(1700000000000+n+j), nil, value, nil); err != nil {
+					if err := a.Record(p, 1_700_000_000_000+int64(n+j), nil, value, nil); err != nil {
 						b.Error(err)
 						return
 					}
