@@ -3,6 +3,7 @@ package hub
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -23,6 +24,7 @@ type stream struct {
 	assign *assignment
 	base   int64       // the first offset of the epoch in this partition
 	holes  atomic.Bool // on-demand topics: ranges come as they are asked for
+	eldest atomic.Bool // nothing of an older epoch is on its way any more
 
 	mu   sync.Mutex
 	room *sync.Cond // on mu: the queue was taken, or nothing is in flight any more
@@ -38,6 +40,7 @@ type stream struct {
 	enqueued uint64   // entries queued since the stream was made
 	taken    uint64   // of them, taken to the disk
 	inflight bool     // an append is at the store, or its waiters are being called
+	failed   bool     // the last append was not stored
 }
 
 // entry is what waits to be stored: a batch, or a range declared lost.
@@ -92,6 +95,9 @@ func (e *Embedded) append(ctx context.Context, o wire.Origin, batches []byte, do
 	}
 	if len(list) > 0 && list[0].BaseOffset() < st.base {
 		return fmt.Errorf("%s: offset %d lies before the epoch's first one, %d", o, list[0].BaseOffset(), st.base)
+	}
+	if err := st.afterElders(); err != nil {
+		return err
 	}
 	// An append larger than the whole budget takes all of it.
 	n := min(int64(len(batches)), e.cfg.MaxQueuedBytes)
@@ -233,6 +239,7 @@ func (st *stream) submit() {
 func (st *stream) complete(prog progressValue, rows []LossRow, err error) {
 	var call []waiter
 	st.mu.Lock()
+	st.failed = err != nil
 	if err != nil {
 		// Nothing queued may be stored now: it was accepted on the assumption
 		// that what lies before it is.
@@ -281,6 +288,37 @@ func (st *stream) quiet() {
 		st.room.Wait()
 	}
 	st.mu.Unlock()
+}
+
+// afterElders waits until nothing of an older epoch of the same partition is on its way
+// to the disk, once: each epoch has a queue of its own, and a younger one would overtake.
+func (st *stream) afterElders() error {
+	if st.eldest.Load() {
+		return nil
+	}
+	e := st.e
+	e.mu.Lock()
+	age := func(id wire.ID) int {
+		return slices.IndexFunc(e.epochs[st.key.node], func(ep wire.EpochInfo) bool { return ep.ID == id })
+	}
+	var elders []*stream
+	for _, s := range e.byNode[st.key.node] {
+		if s.key.topic == st.key.topic && s.key.partition == st.key.partition && age(s.key.epoch) < age(st.key.epoch) {
+			elders = append(elders, s)
+		}
+	}
+	e.mu.Unlock()
+	for _, s := range elders {
+		s.quiet()
+		s.mu.Lock()
+		failed := s.failed
+		s.mu.Unlock()
+		if failed {
+			return fmt.Errorf("%s: records of the older epoch %s were not stored", st.key.origin(), short(s.key.epoch))
+		}
+	}
+	st.eldest.Store(true)
+	return nil
 }
 
 // enqueueReady hands a stream whose inflight is held to a worker. The store's
