@@ -27,9 +27,11 @@ type ClientConfig struct {
 	// OnWelcome may refuse a hub by its store (another store than before): the client then
 	// tries the next hub. Nothing of a refused hub reaches Source. nil = any store.
 	OnWelcome func(w wire.Welcome) error
-	OnConfig  func(c wire.Config)
-	OnCommand func(c wire.Command) wire.CommandResult // nil = every command is refused. Runs on a goroutine of its own, one at a time.
-	OnFork    func(f wire.Fork, topic string, partition int)
+	// KnownStore is the hub's store that welcomed this node last, for Hello; nil = not told.
+	KnownStore func() *wire.StoreRef
+	OnConfig   func(c wire.Config)
+	OnCommand  func(c wire.Command) wire.CommandResult // nil = every command is refused. Runs on a goroutine of its own, one at a time.
+	OnFork     func(f wire.Fork, topic string, partition int)
 
 	ClockTrusted func() bool // nil = true
 

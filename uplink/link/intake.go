@@ -66,16 +66,11 @@ func (hs *hubSession) readStreams(conn *quic.Conn) error {
 
 // closeConn closes with the session's reason, when the session has ended.
 func (hs *hubSession) closeConn(c *quic.Conn) {
-	code, text := wire.CodeOK, ""
+	var err error
 	if hs.ctx.Err() != nil {
-		err := closeReason(context.Cause(hs.ctx))
-		code, text = codeOf(err), err.Error()
-		var le *localClose
-		if errors.As(err, &le) {
-			code, text = le.code, le.message
-		}
+		err = closeReason(context.Cause(hs.ctx))
 	}
-	c.CloseWithError(quic.ApplicationErrorCode(code), clip(text))
+	c.CloseWithError(quic.ApplicationErrorCode(codeOf(err)), closeText(err))
 }
 
 func (hs *hubSession) readStream(st *quic.ReceiveStream) error {

@@ -125,13 +125,59 @@ func (w *worker) do(ctx context.Context, j uplink.Job) error {
 	}
 	out, err := w.fw.Append(out, f.Header, f.Batches)
 	if err == nil {
-		_, err = w.st.Write(out)
+		err = w.write(ctx, out)
 	}
 	w.out = out
 	if err != nil {
 		return fmt.Errorf("%s stream: %w", w.lane, err)
 	}
 	return nil
+}
+
+// write writes a frame, paced unless it is live.
+func (w *worker) write(ctx context.Context, b []byte) error {
+	p := &w.s.pacer
+	if w.lane == wire.LaneLive {
+		p.charge(time.Now(), len(b))
+		_, err := w.st.Write(b)
+		return err
+	}
+	for len(b) > 0 {
+		n := min(len(b), p.chunk())
+		if err := p.take(ctx, n); err != nil {
+			return err
+		}
+		if _, err := w.st.Write(b[:n]); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// samplePath is the round trip as the connections with traffic see it.
+func (s *session) samplePath() (p pathSample, ok bool) {
+	s.mu.Lock()
+	conns := s.sampled[:0]
+	for _, w := range s.workers {
+		if w.lane == wire.LaneBulk && (w.number == 0 || s.sender.Carries(w.number) > 0) {
+			conns = append(conns, w.conn)
+		}
+	}
+	s.sampled = conns
+	s.mu.Unlock()
+	for i, c := range conns {
+		q := c.ConnectionStats()
+		if i == 0 || q.LatestRTT < p.latest {
+			p.latest = q.LatestRTT
+		}
+		if i == 0 || q.MinRTT < p.least {
+			p.least = q.MinRTT
+		}
+		p.smoothed += q.SmoothedRTT / time.Duration(len(conns))
+		p.jitter += q.MeanDeviation / time.Duration(len(conns))
+	}
+	return p, len(conns) > 0 && p.smoothed > 0
 }
 
 // window is the zstd window of a lane.

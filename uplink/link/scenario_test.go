@@ -288,7 +288,10 @@ func TestForkedLogIsNotMerged(t *testing.T) {
 				c.twist(src)
 				clear(src.parts[0].acked)
 				src.put(0, 10, 100)
-				_, stopNode = w.node("node-1", "10.0.1.1", src, nil)
+				told := make(chan string, 8)
+				_, stopNode = w.node("node-1", "10.0.1.1", src, func(c *link.ClientConfig) {
+					c.OnFork = func(f wire.Fork, topic string, partition int) { told <- topic }
+				})
 				src.put(1, 10, 100)
 				w.until(5*time.Second, "the other partition goes on", func() bool { return src.ackedTo(1) == 10 })
 				time.Sleep(5 * time.Second)
@@ -300,6 +303,9 @@ func TestForkedLogIsNotMerged(t *testing.T) {
 				}
 				if n := hub.Nodes(); len(n) != 1 || len(n[0].Forked) != 1 || len(w.sink.forks) != 1 {
 					t.Errorf("fork not reported: %+v, sink %+v", n, w.sink.forks)
+				}
+				if len(told) != 1 || <-told != "forked" {
+					t.Error("the node's owner was not told of the fork")
 				}
 				stopNode()
 				stopHub()

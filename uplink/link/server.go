@@ -89,14 +89,7 @@ func (s *Server) Run(ctx context.Context) error {
 // serve runs one connection from its Hello to its end.
 func (s *Server) serve(ctx context.Context, conn *quic.Conn) {
 	err := s.connection(ctx, conn)
-	code, text := codeOf(err), ""
-	var le *localClose
-	if errors.As(err, &le) {
-		code, text = le.code, le.message
-	} else if err != nil {
-		text = err.Error()
-	}
-	conn.CloseWithError(quic.ApplicationErrorCode(code), clip(text))
+	conn.CloseWithError(quic.ApplicationErrorCode(codeOf(err)), closeText(err))
 }
 
 func (s *Server) connection(ctx context.Context, conn *quic.Conn) error {
@@ -195,6 +188,11 @@ func (s *Server) takeOver(ctx context.Context, conn *quic.Conn, st *quic.Stream,
 	if old != nil {
 		if old.hello.Boot == h.Boot && old.hello.Sequence >= h.Sequence {
 			return nil, &RefuseError{Code: wire.CodeSuperseded, Message: "a newer session of this start of the node is connected"}
+		}
+		if a, ok := s.cfg.Sink.(Admitter); ok {
+			if err := a.Admit(id, *h); err != nil {
+				return nil, err
+			}
 		}
 		old.end(&localClose{wire.CodeSuperseded, "a newer session of this node has taken over"})
 		t := time.NewTimer(s.cfg.HelloTimeout)

@@ -32,6 +32,7 @@ type session struct {
 	log      interface {
 		Debug(msg string, args ...any)
 		Warn(msg string, args ...any)
+		Error(msg string, args ...any)
 	}
 
 	ctx    context.Context // ends when the session is over
@@ -55,10 +56,12 @@ type session struct {
 	drainHubs []string // written by the control reader before done
 
 	changed chan struct{} // capacity 1: the Source moved
+	pacer   pacer
 
 	mu         sync.Mutex // guards the following
 	sender     *uplink.Sender
 	workers    []*worker
+	sampled    []*quic.Conn // scratch of samplePath, which the pacer calls one at a time
 	partitions []uplinkPartition
 	generation uint64
 	queue      []wire.Message // to write, bounded by maxQueued
@@ -66,6 +69,7 @@ type session struct {
 }
 
 type uplinkPartition struct {
+	id          uint32
 	topic       string
 	index       int
 	start, next int64
@@ -100,6 +104,9 @@ func open(ctx context.Context, c *Client, conn *quic.Conn, hub string, sequence 
 	}
 	hello := &wire.Hello{Version: wire.Version, MinVersion: 1, Node: c.cfg.NodeID, Session: s.id, Boot: c.cfg.Boot, Sequence: sequence,
 		Clock: c.clock(), Inventory: inv, Codecs: codecs, Software: c.cfg.Software}
+	if c.cfg.KnownStore != nil {
+		hello.Store = c.cfg.KnownStore()
+	}
 	if dl, ok := ctx.Deadline(); ok {
 		st.SetReadDeadline(dl)
 	}
@@ -135,6 +142,7 @@ func open(ctx context.Context, c *Client, conn *quic.Conn, hub string, sequence 
 		frame = min(frame, int(w.FrameBytes))
 	}
 	s.sender = uplink.NewSender(uplink.SenderConfig{WindowBytes: int64(c.cfg.WindowBytes), LiveBytes: min(liveReadBytes, frame), FrameBytes: frame, MaxWants: maxWants}, inv, w.Credit)
+	s.pacer.sample = s.samplePath
 	s.setPartitions(inv)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.proposeGaps()
@@ -202,7 +210,7 @@ func (s *session) setPartitions(inv wire.Inventory) {
 	s.partitions = s.partitions[:0]
 	for i := range inv.Partitions {
 		p := &inv.Partitions[i]
-		s.partitions = append(s.partitions, uplinkPartition{p.Topic, p.Partition, p.Start, p.Next})
+		s.partitions = append(s.partitions, uplinkPartition{p.ID, p.Topic, p.Partition, p.Start, p.Next})
 	}
 }
 
@@ -226,11 +234,39 @@ func (s *session) settle() {
 	for _, w := range s.workers {
 		signal(w.wake)
 	}
+	forks := s.forks(msgs)
 	s.mu.Unlock()
 	if len(msgs) > 0 {
 		s.send(msgs...)
 	}
+	for _, f := range forks {
+		s.log.Error("the hub holds another log of this partition: it gets nothing more of it in this session", "topic", f.topic, "partition", f.index, "offset", f.Offset)
+		if s.c.cfg.OnFork != nil {
+			s.c.cfg.OnFork(f.Fork, f.topic, f.index)
+		}
+	}
 	s.acked(late)
+}
+
+type namedFork struct {
+	wire.Fork
+	topic string
+	index int
+}
+
+func (s *session) forks(msgs []wire.Message) (out []namedFork) {
+	for _, m := range msgs {
+		f, ok := m.(*wire.Fork)
+		if !ok {
+			continue
+		}
+		for i := range s.partitions {
+			if p := &s.partitions[i]; p.id == f.Partition {
+				out = append(out, namedFork{*f, p.topic, p.index})
+			}
+		}
+	}
+	return out
 }
 
 // acked passes on what is durable at the hub.
@@ -294,6 +330,11 @@ func (s *session) watchSource() {
 			s.proposeGaps()
 			s.mu.Lock()
 		}
+		if s.startsMoved() { // something was freed: say why before the sender finds it gone
+			s.mu.Unlock()
+			s.proposeGaps()
+			s.mu.Lock()
+		}
 		for i := range s.partitions {
 			p := &s.partitions[i]
 			if start, next := src.Bounds(p.topic, p.index); start != p.start || next != p.next {
@@ -303,6 +344,17 @@ func (s *session) watchSource() {
 		}
 		s.settle()
 	}
+}
+
+// startsMoved is called with mu held.
+func (s *session) startsMoved() bool {
+	for i := range s.partitions {
+		p := &s.partitions[i]
+		if start, _ := s.c.cfg.Source.Bounds(p.topic, p.index); start != p.start {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *session) proposeGaps() {

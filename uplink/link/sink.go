@@ -48,6 +48,12 @@ type Sink interface {
 	Disconnected(node string, info SessionInfo, reason error)
 }
 
+// An Admitter is a Sink that can refuse a Hello before the node's session is ended for
+// it: a machine that will not be taken must not disturb the one that is.
+type Admitter interface {
+	Admit(node string, h wire.Hello) error
+}
+
 // SessionInfo describes a session to people.
 type SessionInfo struct {
 	Session, Boot wire.ID

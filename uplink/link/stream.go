@@ -3,6 +3,8 @@ package link
 import (
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -62,17 +64,49 @@ func (e *RemoteError) Error() string {
 func closeReason(err error) error {
 	var app *quic.ApplicationError
 	if errors.As(err, &app) && app.Remote {
-		return &RemoteError{Code: wire.Code(app.ErrorCode), Message: app.ErrorMessage}
+		re := &RemoteError{Code: wire.Code(app.ErrorCode), Message: app.ErrorMessage}
+		if text, tail, ok := strings.Cut(re.Message, retryMark); ok {
+			if ms, err := strconv.ParseUint(strings.TrimSuffix(tail, " ms]"), 10, 32); err == nil {
+				re.Message, re.RetryAfter = text, time.Duration(ms)*time.Millisecond
+			}
+		}
+		return re
 	}
 	return err
 }
 
+// closeText is what a close says to people, and, behind retryMark, when to come back: a
+// connection that closes does not wait until a message is delivered.
+func closeText(err error) string {
+	if err == nil {
+		return ""
+	}
+	text, after := clip(err.Error()), time.Duration(0)
+	var re *RefuseError
+	var le *localClose
+	switch {
+	case errors.As(err, &re):
+		text, after = clip(re.Message), re.RetryAfter
+	case errors.As(err, &le):
+		text = clip(le.message)
+	}
+	if after > 0 {
+		text += retryMark + strconv.FormatInt(after.Milliseconds(), 10) + " ms]"
+	}
+	return text
+}
+
+const retryMark = " [retry after "
+
 // codeOf is the code to close with after err.
 func codeOf(err error) wire.Code {
 	var re *RefuseError
+	var le *localClose
 	switch {
 	case err == nil:
 		return wire.CodeOK
+	case errors.As(err, &le):
+		return le.code
 	case errors.As(err, &re):
 		return re.Code
 	case errors.Is(err, wire.ErrMalformed):

@@ -16,8 +16,8 @@ import (
 // 1.75 Mbit/s, whatever the link. A backlog is therefore striped over further
 // connections, as many as help:
 //
-//   - loss without queueing (round trip near its minimum): one more
-//   - queueing (round trip well above its minimum): the link is full, one less
+//   - loss without a queue, and the connections rather than the pacer hold the backlog: one more
+//   - a queue that the pacer cannot keep short: one less
 //   - no backlog for a while: none
 //
 // Frames of a partition then overtake each other; the hub restores the order within
@@ -75,10 +75,11 @@ func (s *session) runStripes() {
 		}
 		var sumSent, sumLost uint64
 		main := s.conn.ConnectionStats()
-		inflated, usable := false, 0
+		usable := 0
+		queue, peak := s.pacer.queued()
+		inflated := queue > max(2*pacerTarget, main.MinRTT/2)
 		for _, q := range append([]quic.ConnectionStats{main}, s.look(open, now)...) {
 			sumSent, sumLost = sumSent+q.PacketsSent, sumLost+q.PacketsLost
-			inflated = inflated || q.SmoothedRTT > q.MinRTT+max(q.MinRTT/2, 20*time.Millisecond)
 		}
 		for _, x := range open {
 			if !x.retired {
@@ -95,7 +96,7 @@ func (s *session) runStripes() {
 		case inflated && usable > 0 && now.Sub(lastAdd) > 5*time.Second:
 			open[len(open)-1].stop()
 			lastAdd = now
-		case pending && !inflated && usable < most && now.After(retryAt) && dSent > 20 && dLost*1000 > dSent && now.Sub(lastAdd) >= max(stripeEvery, 4*main.SmoothedRTT):
+		case pending && peak < pacerTarget*3/4 && !s.pacer.holds(now) && usable < most && now.After(retryAt) && dSent > 20 && dLost*1000 > dSent && now.Sub(lastAdd) >= max(stripeEvery, 4*main.SmoothedRTT):
 			x, err := s.openStripe(freeNumber(open))
 			if err != nil {
 				s.log.Debug("no further bulk connection", "err", closeReason(err))

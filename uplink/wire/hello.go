@@ -23,6 +23,14 @@ type Hello struct {
 	Features   []string  `cbor:"11,keyasint,omitempty"`
 	Software   string    `cbor:"12,keyasint,omitempty"` // name and version, for people
 	Index      uint32    `cbor:"13,keyasint,omitempty"` // number of a bulk connection within its session
+	Store      *StoreRef `cbor:"14,keyasint,omitempty"` // the hub's store that welcomed this node last; nil = none yet
+}
+
+// StoreRef names a life of a hub's store, as Welcome did. By it a hub recognises that
+// its disk was lost, or that an older state of it came back.
+type StoreRef struct {
+	ID    ID    `cbor:"1,keyasint"`
+	Epoch int32 `cbor:"2,keyasint"`
 }
 
 // Clock is one reading of a clock, for offsets and trust.
@@ -64,6 +72,7 @@ type PartitionInfo struct {
 	Bytes     int64  `cbor:"8,keyasint,omitempty"` // held, as far as known
 	Mode      Mode   `cbor:"9,keyasint,omitempty"`
 	Class     string `cbor:"10,keyasint,omitempty"` // storage class
+	Acked     int64  `cbor:"11,keyasint,omitempty"` // the store in Hello.Store has acknowledged everything below, as far as this start of the node knows
 }
 
 // Mode is how a topic is replicated.
