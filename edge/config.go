@@ -60,6 +60,9 @@ type Config struct {
 	Logger *slog.Logger `yaml:"-"`
 	// FS is the file system of the store; nil = the operating system's.
 	FS storage.FS `yaml:"-"`
+	// NewEpoch begins a new epoch of the log at this start: for a log that has lost its
+	// end without a trace, or came back from an image, and that the hub fences for it.
+	NewEpoch bool `yaml:"-"`
 	// PacketConn opens the uplink's socket; nil = UDP.
 	PacketConn func() (net.PacketConn, error) `yaml:"-"`
 	// Listen opens TCP listeners; nil = net.Listen.

@@ -139,7 +139,7 @@ func (n *Node) open() error {
 	}
 	sc := storage.Config{
 		Dir: c.Storage.Dir, FS: c.FS, NodeID: c.Node, OriginHeaders: true, Now: c.Now, Logger: n.logger.With("part", "storage"),
-		Folds: map[storage.StateKind]storage.FoldFunc{storage.KindWindow: mqtt.FoldWindow},
+		Folds: map[storage.StateKind]storage.FoldFunc{storage.KindWindow: mqtt.FoldWindow}, NewEpoch: c.NewEpoch,
 	}
 	names := make([]string, 0, len(c.Storage.Classes))
 	for _, cc := range c.Storage.Classes {
@@ -200,6 +200,7 @@ func (n *Node) open() error {
 	if n.link, err = link.NewClient(link.ClientConfig{
 		NodeID: c.Node, Hubs: c.Uplink.Hubs, TLS: n.uplinkTLS, Source: n.source, Status: n.wireStatus, PacketConn: c.PacketConn,
 		Logger: n.logger.With("part", "uplink"), Boot: n.store.Identity().BootID, Software: "tailrace-edge " + c.Version,
+		KnownStore: n.source.knownStore, OnWelcome: n.source.welcomed,
 		ClockTrusted: n.clockTrusted, WindowBytes: int(c.Uplink.Window), NoCompression: c.Uplink.NoCompression,
 	}); err != nil {
 		return fmt.Errorf("uplink: %w", err)

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,8 +24,9 @@ type source struct {
 	changed chan struct{} // capacity 1: something moved since it was last read
 	settle  chan struct{} // capacity 1: a loss may be settled
 
-	mu    sync.Mutex // guards acked
+	mu    sync.Mutex // guards the fields below
 	acked map[storage.PartitionID]*ackedOf
+	hub   wire.StoreRef // the store that welcomed this node last; zero ID = none yet
 }
 
 // ackedOf is what the hub holds of one partition, over all epochs: offsets go on
@@ -35,7 +37,62 @@ type ackedOf struct {
 }
 
 func newSource(store *storage.Store, s *streams, logger *slog.Logger) *source {
-	return &source{store: store, streams: s, logger: logger, changed: make(chan struct{}, 1), settle: make(chan struct{}, 1), acked: map[storage.PartitionID]*ackedOf{}}
+	src := &source{store: store, streams: s, logger: logger, changed: make(chan struct{}, 1), settle: make(chan struct{}, 1), acked: map[storage.PartitionID]*ackedOf{}}
+	if v, ok := store.State(storage.KindMeta, hubStoreKey); ok && len(v) == len(src.hub.ID)+4 {
+		copy(src.hub.ID[:], v)
+		src.hub.Epoch = int32(binary.BigEndian.Uint32(v[len(src.hub.ID):]))
+	}
+	return src
+}
+
+// hubStoreKey names the state entry of the hub's store that welcomed this node last:
+// id 16, epoch 4.
+const hubStoreKey = "hub-store"
+
+// knownStore is for Hello.
+func (s *source) knownStore() *wire.StoreRef {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.hub.ID.IsZero() {
+		return nil
+	}
+	ref := s.hub
+	return &ref
+}
+
+// welcomed notes the hub's store. What another store, or another life of the same one,
+// has acknowledged counts no more: its acks tell, at the begin of the session, what it
+// holds. Nothing is freed on the word of a store that is gone.
+func (s *source) welcomed(w wire.Welcome) error {
+	now := wire.StoreRef{ID: w.StoreID, Epoch: w.StoreEpoch}
+	s.mu.Lock()
+	before := s.hub
+	s.hub = now
+	clear(s.acked)
+	s.mu.Unlock()
+	for _, t := range s.store.Topics() {
+		for _, p := range t.Partitions() {
+			p.ForgetAcked()
+		}
+	}
+	if before == now {
+		return nil
+	}
+	switch {
+	case before.ID.IsZero():
+	case before.ID != now.ID:
+		s.logger.Warn("the hub has another store than before: its disk was lost or replaced; what this node still holds is sent again", "before", before.ID.String(), "now", now.ID.String())
+	case now.Epoch < before.Epoch:
+		s.logger.Warn("the hub's store is an older state of itself: a backup was restored; what it lacks is sent again", "store", now.ID.String(), "epoch_before", before.Epoch, "epoch", now.Epoch)
+	}
+	a := s.store.NewAppend("")
+	a.Set(storage.KindMeta, hubStoreKey, binary.BigEndian.AppendUint32(now.ID[:len(now.ID):len(now.ID)], uint32(now.Epoch)))
+	s.store.Submit(a, func(_ *storage.Append, err error) {
+		if err != nil { // not needed for anything but words
+			s.logger.Warn("the hub's store is not noted", "err", err)
+		}
+	})
+	return nil
 }
 
 func wake(ch chan struct{}) {
@@ -76,6 +133,7 @@ func (s *source) Inventory() wire.Inventory {
 			inv.Partitions = append(inv.Partitions, wire.PartitionInfo{
 				ID: uint32(p.ID()), Topic: t.Name(), Partition: p.Index(), Start: p.Start(), Next: p.HighWatermark(),
 				MinTime: minTime, MaxTime: maxTime, Bytes: p.Bytes(), Mode: s.streams.mode(t.Name()), Class: t.Config().Class,
+				Acked: s.ackedOnly(p),
 			})
 		}
 	}
@@ -175,6 +233,16 @@ func (s *source) ackedOffset(p *storage.Partition) int64 {
 		off = max(off, a.off)
 	}
 	return off
+}
+
+// ackedOnly is ackedOffset, 0 while nothing was heard.
+func (s *source) ackedOnly(p *storage.Partition) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.acked[p.ID()]; a != nil {
+		return a.off
+	}
+	return 0
 }
 
 // isAcked: all of [from, to) is at the hub or declared there.

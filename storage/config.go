@@ -32,6 +32,10 @@ type Config struct {
 	// OriginHeaders adds to each record given to Append.Record or RecordTail
 	// the header "tr" with its position (see [OriginHeader]): for nodes.
 	OriginHeaders bool
+	// NewEpoch begins a new epoch at this Open, whatever recovery finds: for a log
+	// that is known to have lost its end without a trace (a disk that lied about a
+	// flush, a card restored from an image).
+	NewEpoch bool
 	// Classes are the storage classes, one commit log each. The first is the
 	// default of topics that name none, and keeps the store's own state.
 	Classes []ClassConfig

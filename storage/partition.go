@@ -133,6 +133,10 @@ func (p *Partition) Acked(off int64) {
 	}
 }
 
+// ForgetAcked takes back what Acked was told: the place that acknowledged it has
+// lost it, or is not the one in use any more.
+func (p *Partition) ForgetAcked() { p.acked.Store(0) }
+
 // SetStart deletes everything below off, at most the high watermark (Kafka's
 // DeleteRecords). It returns when that is durable. Lower than the start is no
 // change.

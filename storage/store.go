@@ -23,10 +23,11 @@ import (
 type Store struct {
 	cfg        Config
 	lock       io.Closer
-	logs       []*classLog // in the order of Config.Classes
+	logs       []*classLog  // in the order of Config.Classes
+	idMu       sync.RWMutex // guards identity and epochs once the store is open
 	identity   Identity
 	epoch      atomic.Int32 // identity.Epoch.Number
-	epochs     []Epoch      // all, the oldest first; fixed after Open
+	epochs     []Epoch      // all, the oldest first
 	originTail []byte       // the header "tr" as it ends every record tail, offset zero
 
 	adminMu       sync.Mutex // one change of topics at a time; guards nextPartition
@@ -116,7 +117,7 @@ func (s *Store) open() error {
 		go l.c.run()
 		l.running = true
 	}
-	if cut || len(s.epochs) == 0 {
+	if cut || len(s.epochs) == 0 || s.cfg.NewEpoch {
 		if err := s.beginEpoch(); err != nil {
 			return err
 		}
@@ -213,13 +214,49 @@ func (l *classLog) abandon() {
 
 // Identity tells which store, epoch and boot this is, and what Open repaired.
 func (s *Store) Identity() Identity {
+	s.idMu.RLock()
+	defer s.idMu.RUnlock()
 	id := s.identity
 	id.Recovered = slices.Clone(id.Recovered)
 	return id
 }
 
 // Epochs are all epochs of the store, the oldest first.
-func (s *Store) Epochs() []Epoch { return slices.Clone(s.epochs) }
+func (s *Store) Epochs() []Epoch {
+	s.idMu.RLock()
+	defer s.idMu.RUnlock()
+	return slices.Clone(s.epochs)
+}
+
+// EpochNumber is that of the current epoch.
+func (s *Store) EpochNumber() int32 { return s.epochNumber() }
+
+// RaiseEpoch begins a new epoch with a number of at least atLeast while the store
+// runs: for a hub that learns that a later state of its store was lost, so that
+// consumers can tell offsets given out again from those of the lost state. A store
+// with origin headers cannot do it; it begins epochs when it opens.
+func (s *Store) RaiseEpoch(atLeast int32) error {
+	if s.cfg.OriginHeaders {
+		return errors.New("storage: a store with origin headers begins a new epoch only when it opens")
+	}
+	l := s.logs[0]
+	// On the committer's goroutine, so that no batch of this class falls between.
+	return l.do(func() error {
+		e, ops, err := s.nextEpoch(atLeast)
+		if err == nil {
+			err = l.c.commitOps(ops)
+		}
+		if err != nil {
+			return fmt.Errorf("begin epoch %d: %w", e.Number, err)
+		}
+		s.idMu.Lock()
+		defer s.idMu.Unlock()
+		s.epochs = append(s.epochs, e)
+		s.identity.Epoch = e
+		s.epoch.Store(e.Number)
+		return nil
+	})
+}
 
 // Subscribe sends on ch, without blocking, whenever the high watermark of any
 // partition moves, until cancel is called. Give ch a capacity of 1.
@@ -382,27 +419,36 @@ func (s *Store) setEpoch(e Epoch) {
 // beginEpoch starts a new life of the log: what comes from now on must not be
 // taken for what was cut.
 func (s *Store) beginEpoch() error {
-	e := Epoch{Number: 1, ForkAt: make(map[PartitionID]int64), At: s.cfg.Now()}
-	if n := len(s.epochs); n > 0 {
-		e.Number, e.Parent = s.epochs[n-1].Number+1, s.epochs[n-1].ID
+	e, ops, err := s.nextEpoch(0)
+	if err != nil {
+		return err
 	}
-	if _, err := io.ReadFull(s.cfg.Rand, e.ID[:]); err != nil {
-		return fmt.Errorf("storage: random id: %w", err)
-	}
-	for id, p := range s.partitions {
-		if n := p.next.Load(); n > 0 {
-			e.ForkAt[id] = n
-		}
-	}
-	a := &Append{log: s.logs[0]}
-	key := string(binary.BigEndian.AppendUint32(nil, uint32(e.Number)))
-	a.op(kindEpoch, opSet, key, mustCBOR(epochState{e.Number, e.ID, e.Parent, e.ForkAt, e.At.UnixMilli()}))
-	if err := s.commitWait(a); err != nil {
+	if err := s.commitWait(&Append{log: s.logs[0], ops: ops}); err != nil {
 		return fmt.Errorf("begin epoch %d: %w", e.Number, err)
 	}
 	s.epochs = append(s.epochs, e)
 	s.setEpoch(e)
 	return nil
+}
+
+// nextEpoch makes the epoch after the current one, and the operation that begins it.
+func (s *Store) nextEpoch(atLeast int32) (Epoch, []byte, error) {
+	e := Epoch{Number: max(1, atLeast), ForkAt: make(map[PartitionID]int64), At: s.cfg.Now()}
+	if n := len(s.epochs); n > 0 {
+		e.Number, e.Parent = max(s.epochs[n-1].Number+1, atLeast), s.epochs[n-1].ID
+	}
+	if _, err := io.ReadFull(s.cfg.Rand, e.ID[:]); err != nil {
+		return e, nil, fmt.Errorf("storage: random id: %w", err)
+	}
+	s.topicsMu.RLock()
+	for id, p := range s.partitions {
+		if n := p.next.Load(); n > 0 {
+			e.ForkAt[id] = n
+		}
+	}
+	s.topicsMu.RUnlock()
+	key := string(binary.BigEndian.AppendUint32(nil, uint32(e.Number)))
+	return e, appendOp(nil, kindEpoch, opSet, key, mustCBOR(epochState{e.Number, e.ID, e.Parent, e.ForkAt, e.At.UnixMilli()})), nil
 }
 
 // loadTopics makes the topics that the replayed state of a class tells.

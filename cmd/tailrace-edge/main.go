@@ -2,6 +2,7 @@
 //
 //	tailrace-edge -config edge.yaml
 //	tailrace-edge -config edge.yaml -check-config
+//	tailrace-edge -config edge.yaml -new-epoch
 //	tailrace-edge version
 //
 // SIGINT and SIGTERM end it cleanly, a second one at once; SIGHUP reads the
@@ -33,9 +34,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	fs.SetOutput(stderr)
 	file := fs.String("config", "", "configuration `file` (YAML); deploy/edge.example.yaml documents every field")
 	check := fs.Bool("check-config", false, "check the configuration and the files it names, then exit")
+	newEpoch := fs.Bool("new-epoch", false, "begin a new epoch of the log at this start; only for a node that the hub fences because its log has lost its end")
 	showVersion := fs.Bool("version", false, "print the version and exit")
 	fs.Usage = func() {
-		fmt.Fprintln(stderr, "usage: tailrace-edge -config FILE [-check-config]\n       tailrace-edge version")
+		fmt.Fprintln(stderr, "usage: tailrace-edge -config FILE [-check-config | -new-epoch]\n       tailrace-edge version")
 		fs.PrintDefaults()
 	}
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -63,7 +65,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "configuration is valid")
 		return 0
 	}
-	cfg.Version = softwareVersion()
+	cfg.Version, cfg.NewEpoch = softwareVersion(), *newEpoch
 	logger := slog.New(cfg.Log.Handler(stderr, isTerminal(os.Stderr)))
 	cfg.Logger = logger
 	node, err := edge.New(cfg)

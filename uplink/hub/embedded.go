@@ -207,8 +207,7 @@ const epochsPrefix = "epochs/"
 
 // Identity implements Central.
 func (e *Embedded) Identity() (wire.ID, int32) {
-	id := e.store.Identity()
-	return wire.ID(id.StoreID), id.Epoch.Number
+	return wire.ID(e.store.Identity().StoreID), e.store.EpochNumber()
 }
 
 // Adopt implements Central.

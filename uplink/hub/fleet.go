@@ -20,6 +20,9 @@ func (f fleet) Nodes() []console.Node {
 		if s := n.Status; s != nil {
 			c.Devices, c.DiskBytes, c.DiskBudget, c.Notes = s.Devices, s.DiskBytes, s.DiskBudget, s.Notes
 		}
+		if n.OtherCopy != "" {
+			c.Notes = append(c.Notes, "another machine with this name is refused, "+n.OtherCopy)
+		}
 		for _, t := range n.Topics {
 			c.Topics = append(c.Topics, console.NodeTopic{Topic: t.Topic, Partition: t.Partition, CentralTopic: t.CentralTopic, CentralPartition: t.CentralPartition,
 				CompleteTo: t.CompleteTo, Next: t.Next, CompleteTime: t.CompleteTime, LagRecords: t.LagRecords, LagSeconds: t.LagSeconds, Stored: t.Stored, Lost: t.Lost})

@@ -179,7 +179,13 @@ func reply(w http.ResponseWriter, v any) {
 }
 
 func (h *Hub) serveNodes(w http.ResponseWriter, r *http.Request) {
-	reply(w, map[string]any{"nodes": h.Nodes()})
+	answer := map[string]any{"nodes": h.Nodes()}
+	h.nodes.mu.Lock()
+	if h.storeNote != "" {
+		answer["store_note"] = h.storeNote
+	}
+	h.nodes.mu.Unlock()
+	reply(w, answer)
 }
 
 func unknownNode(id string) *storehttp.Error {
@@ -205,7 +211,7 @@ func (h *Hub) serveAccept(w http.ResponseWriter, r *http.Request) {
 	n := h.nodes.nodes[id]
 	if n != nil {
 		n.saved.AcceptNext, n.saved.Fenced, n.saved.FencedAt = true, "", 0
-		n.displaced = nil
+		n.displaced, n.refused, n.other = nil, nil, ""
 	}
 	h.nodes.mu.Unlock()
 	if n == nil {

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -45,6 +46,10 @@ type Hub struct {
 	httpLn  net.Listener
 	kafkaLn net.Listener
 	handler http.Handler
+
+	raiseMu   sync.Mutex // held while the leader epoch is raised; guards raisedAt
+	raisedAt  time.Time
+	storeNote string // guarded by nodes.mu: what this store was found to lack
 
 	ready   atomic.Bool // serving, and not stopping
 	running atomic.Bool

@@ -34,7 +34,10 @@ type node struct {
 	displaced []wire.ID // boots that a later one took over from, newest last; at most maxDisplaced
 	status    wire.Status
 	statusAt  time.Time
-	forks     []string // partitions whose log is not the one stored here
+	forks     []string           // partitions whose log is not the one stored here
+	refused   map[wire.ID]string // boots whose log is another copy, and why; at most maxDisplaced
+	other     string             // why another machine of this name was refused last, while this one was connected
+	otherAt   time.Time
 	savedAt   time.Time
 }
 
@@ -185,8 +188,9 @@ type NodeInfo struct {
 	RecordsIn   int64           `json:"session_records"`
 	BytesIn     int64           `json:"session_bytes"`
 	WireBytes   int64           `json:"session_wire_bytes"`
-	Status      *NodeStatusInfo `json:"status,omitempty"` // last report
-	Forks       []string        `json:"forks,omitempty"`  // partitions that are not asked for: their log is not the one stored here
+	Status      *NodeStatusInfo `json:"status,omitempty"`     // last report
+	OtherCopy   string          `json:"other_copy,omitempty"` // another machine uses this node's name and is refused: when and why
+	Forks       []string        `json:"forks,omitempty"`      // partitions that are not asked for: their log is not the one stored here
 	Topics      []NodeTopicInfo `json:"topics"`
 }
 
@@ -274,6 +278,9 @@ func (h *Hub) describe(id string, n *node, now time.Time) NodeInfo {
 	}
 	if n.saved.Fenced != "" {
 		info.State = "fenced"
+	}
+	if n.other != "" {
+		info.OtherCopy = stamp(n.otherAt.UnixMilli()) + ": " + n.other
 	}
 	epochs := h.central.Epochs(id)
 	info.Epochs = len(epochs)

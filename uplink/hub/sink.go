@@ -43,9 +43,10 @@ func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, er
 		t.mu.Unlock()
 		return link.Plan{}, &link.RefuseError{Code: wire.CodeSuperseded, Message: "a later session of this node is in use"}
 	}
-	if slices.Contains(n.displaced, h.Boot) && n.answered {
+	why, sameBoot := n.refusedBoot(h.Boot), h.Boot == n.boot
+	if why != "" {
 		t.mu.Unlock()
-		return s.fence(ctx, id, now, "a process of this node that a newer one had taken over from came back: two machines use one identity, or two processes run on one; stop one of them and restart the other", false)
+		return link.Plan{}, s.fence(id, now, why, false)
 	}
 	// The link ends the older session before it asks, so "live" is "until just
 	// now": a disk is not replaced within a second.
@@ -55,7 +56,7 @@ func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, er
 	known := s.h.central.Epochs(id)
 	v := decide(known, h.Inventory.Epochs, live, accept)
 	if v.reason != "" {
-		return s.fence(ctx, id, now, v.reason, true)
+		return link.Plan{}, s.fence(id, now, v.reason, true)
 	}
 	if v.adopt != nil {
 		if err := s.h.central.Adopt(ctx, id, v.adopt); err != nil {
@@ -69,8 +70,13 @@ func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, er
 	if err != nil {
 		return link.Plan{}, unavailable(err)
 	}
-	if why := rolledBack(h.Inventory, progress); why != "" {
-		return s.fence(ctx, id, now, why, true)
+	// One process does not lose what it has: more may have come by its older session
+	// since it said Hello.
+	if why := rolledBack(h.Inventory, progress); why != "" && !sameBoot {
+		return link.Plan{}, s.fence(id, now, why, true)
+	}
+	if err := s.noteStore(id, h, progress); err != nil {
+		return link.Plan{}, unavailable(err)
 	}
 	if err := s.closeEpochs(ctx, id, known, h.Inventory, v); err != nil {
 		return link.Plan{}, unavailable(err)
@@ -97,6 +103,40 @@ func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, er
 	return s.plan(ctx, id, h.Inventory)
 }
 
+// refusedBoot says why nothing more is taken from a process, or "". Called with the
+// table's mu held.
+func (n *node) refusedBoot(boot wire.ID) string {
+	if slices.Contains(n.displaced, boot) && n.answered {
+		return "a process of this node that a newer one had taken over from came back: two machines use one identity, or two processes run on one. " +
+			"Stop one of them, then restart the other"
+	}
+	return n.refused[boot]
+}
+
+// Admit implements link.Admitter: it refuses what Hello would refuse in any case,
+// so that a copy that knocks every minute does not interrupt the node.
+func (s sink) Admit(id string, h wire.Hello) error {
+	t, now := &s.h.nodes, s.h.cfg.Now()
+	t.mu.Lock()
+	n := t.get(id, now)
+	why, same, accept := n.refusedBoot(h.Boot), h.Boot == n.boot, n.saved.AcceptNext
+	t.mu.Unlock()
+	if why == "" && !same {
+		why = decide(s.h.central.Epochs(id), h.Inventory.Epochs, false, accept).reason
+	}
+	if why == "" && !same {
+		progress, err := s.h.central.Progress(context.Background(), id)
+		if err != nil {
+			return nil // Hello says so
+		}
+		why = rolledBack(h.Inventory, progress)
+	}
+	if why != "" {
+		return s.fence(id, now, why, false)
+	}
+	return nil
+}
+
 // closeEpochs declares what of the node's former log the node can no longer
 // send: the hub had heard that it existed. A child epoch that forks below what
 // its parent had reported has lost that tail; a fresh log has lost all of it.
@@ -104,31 +144,101 @@ func (s sink) closeEpochs(ctx context.Context, id string, known []wire.EpochInfo
 	if v.adopt == nil || len(known) == 0 {
 		return nil
 	}
-	last := known[len(known)-1].ID
 	s.h.nodes.mu.Lock()
 	had := slices.Clone(s.h.nodes.nodes[id].saved.Partitions)
 	s.h.nodes.mu.Unlock()
 	for _, p := range had {
 		from := int64(0)
 		if !v.fresh {
-			if from = forkOf(v.adopt[len(known)], p.Topic, p.Partition); from >= p.Next {
+			from = forkOf(v.adopt[len(known)], p.Topic, p.Partition)
+		}
+		to := p.Next
+		for k := len(known) - 1; k >= 0 && from < to; k-- { // each epoch what lay in it
+			begin := max(from, forkOf(known[k], p.Topic, p.Partition))
+			if begin >= to {
 				continue
 			}
-		}
-		g := wire.Gap{Ranges: uplink.RangeSet{{From: from, To: p.Next}}, Reason: wire.GapMissing, At: s.h.cfg.Now().UnixMilli(),
-			Detail: "the node had reported these offsets, and came back without them"}
-		if p.Next <= from {
-			continue
-		}
-		o := wire.Origin{Node: id, Epoch: last, Topic: p.Topic, Partition: p.Partition}
-		var bad *TopicError
-		if _, err := s.h.central.Declare(ctx, o, []wire.Gap{g}); errors.As(err, &bad) {
-			s.h.log.Warn("loss not declared", "origin", o.String(), "error", err)
-		} else if err != nil {
-			return err
+			g := wire.Gap{Ranges: uplink.RangeSet{{From: begin, To: to}}, Reason: wire.GapMissing, At: s.h.cfg.Now().UnixMilli(),
+				Detail: "the node had reported these offsets, and came back without them"}
+			to = begin
+			o := wire.Origin{Node: id, Epoch: known[k].ID, Topic: p.Topic, Partition: p.Partition}
+			var bad *TopicError
+			if _, err := s.h.central.Declare(ctx, o, []wire.Gap{g}); errors.As(err, &bad) {
+				s.h.log.Warn("loss not declared", "origin", o.String(), "error", err)
+			} else if err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// maxEpochLead bounds how far ahead of ours a store epoch is believed.
+const maxEpochLead = 1 << 16
+
+// noteStore compares the store that the node knew with this one. When that one was
+// further than this one is, or is another, this store lacks what consumers may have
+// read: a disk was lost, or an older state restored. The nodes send again what they
+// hold; consumers tell the difference by a leader epoch above every one they knew.
+func (s sink) noteStore(id string, h wire.Hello, progress []Progress) error {
+	if h.Store == nil {
+		return nil
+	}
+	own, epoch := s.h.central.Identity()
+	known := h.Store
+	var why string
+	switch {
+	case known.Epoch < epoch || known.Epoch > epoch+maxEpochLead:
+		return nil // noticed before, or nonsense
+	case known.ID != own:
+		why = "the node was served by another store, " + known.ID.String() + ": its disk was lost or replaced; the node sends again what it still holds, the rest is declared lost"
+	case known.Epoch > epoch:
+		why = "the node knew a later state of this store: an older backup of it was restored; nodes send again what they still hold, the rest is declared lost"
+	default:
+		r := behind(h.Inventory, progress)
+		if r == "" {
+			return nil
+		}
+		why = "the store lacks records that it had acknowledged (" + r + "): an older backup of it was restored; nodes send again what they still hold, the rest is declared lost"
+	}
+	s.h.raiseMu.Lock()
+	defer s.h.raiseMu.Unlock()
+	if _, now := s.h.central.Identity(); now > known.Epoch {
+		return nil
+	}
+	// Once an hour is enough for every true case and bounds what a lying node can do.
+	if !s.h.raisedAt.IsZero() && s.h.cfg.Now().Sub(s.h.raisedAt) < time.Hour {
+		s.h.log.Warn("leader epoch not raised again within the hour", "node", id, "reason", why)
+		return nil
+	}
+	if err := s.h.store.RaiseEpoch(known.Epoch + 1); err != nil {
+		return err
+	}
+	s.h.raisedAt = s.h.cfg.Now()
+	s.h.nodes.mu.Lock()
+	s.h.storeNote = stamp(s.h.raisedAt.UnixMilli()) + ": " + why
+	s.h.nodes.mu.Unlock()
+	s.h.log.Error("records that this hub's store had held are not in it; new leader epoch", "node", id, "reason", why, "leader_epoch", known.Epoch+1)
+	return nil
+}
+
+// behind names a partition of which the store has acknowledged more than it holds.
+func behind(inv wire.Inventory, progress []Progress) string {
+	type key struct {
+		topic     string
+		partition int
+	}
+	held := map[key]int64{}
+	for _, p := range progress {
+		k := key{p.Topic, p.Partition}
+		held[k] = max(held[k], p.Held.End())
+	}
+	for _, p := range inv.Partitions {
+		if have := held[key{p.Topic, p.Partition}]; p.Acked > have && p.Acked <= p.Next {
+			return fmt.Sprintf("%s/%d: acknowledged to %d, held to %d", p.Topic, p.Partition, p.Acked, have)
+		}
+	}
+	return ""
 }
 
 func forkOf(ep wire.EpochInfo, topic string, partition int) int64 {
@@ -140,22 +250,31 @@ func forkOf(ep wire.EpochInfo, topic string, partition int) int64 {
 	return 0
 }
 
+// remedy tells the operator of a fenced node what to do; both logs stay as they are.
+const remedy = ". Both logs are kept. If this machine is the right one and its log has only lost its end: start it once with -new-epoch. " +
+	"If the log went on by itself: move its data directory away (tailrace check describes it) and start it with an empty one"
+
 // fence refuses a session and tells the operator. keep = the node stays marked
-// until a Hello is accepted.
-func (s sink) fence(ctx context.Context, id string, now time.Time, why string, keep bool) (link.Plan, error) {
-	s.h.log.Error("node fenced", "node", id, "reason", why,
-		"hint", "if this machine is the right one: POST /api/v1/nodes/"+id+"/accept, then restart it")
+// until a Hello is accepted. While another machine of the name is connected, only a
+// note of it is made: that one is served.
+func (s sink) fence(id string, now time.Time, why string, keep bool) error {
+	s.h.log.Error("node fenced", "node", id, "reason", why, "hint", "what to do stands in the README under \"Copies of a node\"")
 	s.h.metrics.fenced.Inc()
 	s.h.nodes.mu.Lock()
 	n := s.h.nodes.get(id, now)
-	n.saved.Fenced, n.saved.FencedAt = why, now.UnixMilli()
+	if n.sessions > 0 {
+		n.other, n.otherAt = why, now
+		keep = false
+	} else {
+		n.saved.Fenced, n.saved.FencedAt = why+remedy, now.UnixMilli()
+	}
 	s.h.nodes.mu.Unlock()
 	if keep {
-		if err := s.h.saveNode(ctx, id, false); err != nil {
+		if err := s.h.saveNode(context.Background(), id, false); err != nil {
 			s.h.log.Warn("fence not saved", "node", id, "error", err)
 		}
 	}
-	return link.Plan{}, &link.RefuseError{Code: wire.CodeFenced, Message: why, RetryAfter: time.Minute}
+	return &link.RefuseError{Code: wire.CodeFenced, Message: why + remedy, RetryAfter: time.Minute}
 }
 
 // unavailable turns an error of the store into a refusal that the node retries.
@@ -227,15 +346,33 @@ func (s sink) Declare(ctx context.Context, o wire.Origin, gaps []wire.Gap) (upli
 	return held, nil
 }
 
+// Fork fences the whole node: its log is one, and where one partition differs the
+// others only happen not to. The processes that this one took over from may come
+// back: one of them has the log that is stored here.
 func (s sink) Fork(id string, o wire.Origin, f wire.Fork) {
-	s.h.log.Error("the node's log is not the one stored here", "origin", o.String(), "offset", f.Offset, "absent", f.Absent, "node_next", f.Next,
-		"hint", "an older copy of the node's disk is in use; records of this partition are not taken")
+	now := s.h.cfg.Now()
+	where := fmt.Sprintf("%s/%d at offset %d", o.Topic, o.Partition, f.Offset)
+	why := "its log is not the one stored here, they differ in " + where + ": a restored or cloned copy of the log went on by itself"
+	s.h.log.Error("node fenced: its log is not the one stored here", "node", id, "origin", o.String(), "offset", f.Offset, "absent", f.Absent, "node_next", f.Next)
 	s.h.metrics.forks.Inc()
+	s.h.metrics.fenced.Inc()
 	s.h.nodes.mu.Lock()
-	defer s.h.nodes.mu.Unlock()
-	n := s.h.nodes.get(id, s.h.cfg.Now())
-	if d := fmt.Sprintf("%s/%d at offset %d", o.Topic, o.Partition, f.Offset); len(n.forks) < maxForks && !slices.Contains(n.forks, d) {
-		n.forks = append(n.forks, d)
+	n := s.h.nodes.get(id, now)
+	if len(n.forks) < maxForks && !slices.Contains(n.forks, where) {
+		n.forks = append(n.forks, where)
+	}
+	if n.refused == nil || len(n.refused) >= maxDisplaced {
+		n.refused = map[wire.ID]string{}
+	}
+	n.refused[n.boot] = why
+	n.displaced, n.boot, n.sequence, n.answered = nil, wire.ID{}, 0, false
+	n.saved.Fenced, n.saved.FencedAt = why+remedy, now.UnixMilli()
+	s.h.nodes.mu.Unlock()
+	if err := s.h.saveNode(context.Background(), id, false); err != nil {
+		s.h.log.Warn("fence not saved", "node", id, "error", err)
+	}
+	if s.h.links != nil {
+		_ = s.h.links.Disconnect(id, wire.CodeFenced, why+remedy) // it may have gone by itself
 	}
 }
 
