@@ -86,6 +86,17 @@ func demo(ctx context.Context, f demoFlags, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	runCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, len(fleets))
+	for _, fl := range fleets {
+		go func() { ended <- fl.Run(runCtx) }()
+	}
+	// The lines below are there to be pasted: they must work at once, so the first
+	// record has to be at the centre before they are printed.
+	if err := s.waitTopic(ctx, stackTopic); err != nil {
+		return err
+	}
 	self, err := os.Executable()
 	if err != nil {
 		self = "tailrace"
@@ -101,12 +112,6 @@ Ctrl-C ends it.
 
 `, dir, s.hubURL(), s.kafkaAddr(), stackTopic, self, stackTopic, s.hubURL())
 
-	runCtx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ended := make(chan error, len(fleets))
-	for _, fl := range fleets {
-		go func() { ended <- fl.Run(runCtx) }()
-	}
 	prog := newProgress(out, false, "records acknowledged")
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()

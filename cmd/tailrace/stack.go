@@ -168,6 +168,13 @@ func (s *stack) startNode(ctx context.Context, n *stackNode) error {
 	return n.proc.waitReady(ctx, fmt.Sprintf("http://127.0.0.1:%d/readyz", n.http))
 }
 
+// waitTopic returns once the hub serves the topic.
+func (s *stack) waitTopic(ctx context.Context, topic string) error {
+	ctx, cancel := context.WithTimeout(ctx, s.opts.readyTime)
+	defer cancel()
+	return s.hub.waitReady(ctx, s.hubURL()+"/api/v1/topics/"+topic)
+}
+
 func (s *stack) hubURL() string    { return fmt.Sprintf("http://127.0.0.1:%d", s.http) }
 func (s *stack) kafkaAddr() string { return fmt.Sprintf("127.0.0.1:%d", s.kafka) }
 
