@@ -38,9 +38,11 @@ type committer struct {
 	// tailParts are the partitions with batches in the tail segment.
 	tailParts []*Partition
 
-	rolled bool      // since the floor was looked at
-	full   bool      // the file system, as of freeAt
-	freeAt time.Time // zero: ask again
+	rolled  bool      // since the floor was looked at
+	left    int64     // of the file system at freeAt; negative when unknown
+	freeAt  time.Time // zero: ask again
+	since   int64     // written since
+	noSpace bool      // the last write met a full disk
 
 	broken  error // no wal: the next attempt to reopen is at retryAt
 	retryAt time.Time
@@ -241,6 +243,7 @@ func (c *committer) write() error {
 	}
 	c.nextIndex += uint64(len(c.entries))
 	c.tailSize = size
+	c.since += bytes
 	c.publish(begins, now)
 	c.l.stats.add(c.entries, bytes, fsyncs, time.Since(start), c.commit, c.lastStart)
 	return nil
@@ -282,6 +285,7 @@ func (c *committer) publish(begins []uint64, now int64) {
 			c.seal(seg, begins[at])
 			seg = &segment{first: begins[at], last: begins[at] - 1, path: filepath.Join(l.segDir, segmentName(begins[at]))}
 			l.segMu.Lock()
+			l.sealed += l.segs[len(l.segs)-1].size
 			l.segs = append(l.segs, seg)
 			l.segMu.Unlock()
 			at++

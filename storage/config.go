@@ -39,6 +39,9 @@ type Config struct {
 	// Classes are the storage classes, one commit log each. The first is the
 	// default of topics that name none, and keeps the store's own state.
 	Classes []ClassConfig
+	// MaxBytes is the disk budget of all classes together, 0 none. Two of the
+	// largest segments within it are a reserve.
+	MaxBytes int64
 	// Folds combine the deltas of Append.Fold with what a key held before (nil
 	// when nothing). A fold must be deterministic and must not keep its
 	// arguments. It must accept that old is nil for a delta from the middle of
@@ -110,10 +113,15 @@ type ClassConfig struct {
 	// MaxBytes is the disk budget of the class, 0 none. A reserve of two
 	// segments within it is kept for the store's own state.
 	MaxBytes int64
-	// WhenFull is required with MaxBytes.
+	// WhenFull is required with MaxBytes, the class's or the store's.
 	WhenFull FullPolicy
+	// Priority says who gives up first when the budget of all classes or the
+	// file system is used up: the lowest; of equal ones the last in the list. A
+	// class never makes one of a higher rank give up what the hub does not have.
+	Priority int
 	// MinFreeBytes refuses appends (or drops, by WhenFull) when the file
-	// system has less left than this; 0 is two segments.
+	// system has less left than this; 0 is two segments and 64 KiB. State may use
+	// three quarters of it. Negative: no limit.
 	MinFreeBytes int64
 }
 
@@ -163,7 +171,7 @@ func (c Config) withDefaults() Config {
 			cc.MaxBatchBytes = defaultBatchBytes
 		}
 		if cc.MinFreeBytes == 0 {
-			cc.MinFreeBytes = 2 * int64(cc.SegmentBytes)
+			cc.MinFreeBytes = 2*int64(cc.SegmentBytes) + 64<<10
 		}
 	}
 	return c
@@ -199,12 +207,19 @@ func (c Config) validate() error {
 		if cc.CommitBytes < 0 || cc.MaxBatchBytes < 1024 || cc.MaxBatchBytes > MaxRecordBytes {
 			bad("storage: class %q: commit_bytes %d, max_batch_bytes %d: the latter 1024 to %d", cc.Name, cc.CommitBytes, cc.MaxBatchBytes, MaxRecordBytes)
 		}
-		if cc.WhenFull > DropOldest || cc.MaxBytes > 0 && cc.WhenFull == 0 {
+		if cc.WhenFull > DropOldest || (cc.MaxBytes > 0 || c.MaxBytes > 0) && cc.WhenFull == 0 {
 			bad("storage: class %q: a disk budget needs when_full: reject or drop-oldest", cc.Name)
 		}
 		if cc.MaxBytes < 0 || cc.MaxBytes > 0 && cc.MaxBytes < 6*int64(cc.SegmentBytes) {
 			bad("storage: class %q: max_bytes %d: 0 or at least 6 segments (%d)", cc.Name, cc.MaxBytes, 6*int64(cc.SegmentBytes))
 		}
+	}
+	var least int64
+	for _, cc := range c.Classes {
+		least = max(least, (4+2*int64(len(c.Classes)))*int64(cc.SegmentBytes))
+	}
+	if c.MaxBytes < 0 || c.MaxBytes > 0 && c.MaxBytes < least {
+		bad("storage: max_bytes %d over all classes: 0 or at least four segments and two per class (%d)", c.MaxBytes, least)
 	}
 	return errors.Join(errs...)
 }

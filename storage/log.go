@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tidwall/wal"
@@ -47,8 +48,12 @@ type classLog struct {
 
 	// The index of durable segments, the tail last. Guarded by segMu; sizes of
 	// the tail change under it.
-	segMu sync.RWMutex
-	segs  []*segment
+	segMu  sync.RWMutex
+	segs   []*segment
+	sealed int64 // bytes of all but the tail
+
+	reserve ballast     // owned by the committer after Open
+	asked   atomic.Bool // by a class of lower rank, to give up what the hub has
 
 	state *stateMap
 	files fileCache
@@ -103,6 +108,8 @@ func newClassLog(s *Store, cfg ClassConfig) *classLog {
 	}
 	l.room.L = &l.mu
 	l.files.fs = s.cfg.FS
+	l.reserve.fs, l.reserve.path = s.cfg.FS, filepath.Join(dir, "reserve")
+	l.reserve.size = min(int64(cfg.SegmentBytes), maxBallast) + 64<<10
 	l.c.init(l)
 	return l
 }
@@ -152,13 +159,21 @@ func (l *classLog) frontIndex() uint64 {
 	return l.segs[0].first
 }
 
-func (l *classLog) diskBytes() (n int64) {
+func (l *classLog) diskBytes() int64 {
 	l.segMu.RLock()
 	defer l.segMu.RUnlock()
-	for _, seg := range l.segs {
-		n += seg.size
+	if len(l.segs) == 0 {
+		return 0 // not open yet
 	}
-	return n
+	return l.sealed + l.segs[len(l.segs)-1].size
+}
+
+// setSegments replaces the segments. The caller has segMu.
+func (l *classLog) setSegments(segs []*segment) {
+	l.segs, l.sealed = segs, 0
+	for _, seg := range segs[:len(segs)-1] {
+		l.sealed += seg.size
+	}
 }
 
 // quarantine moves (or copies) a file of the log aside. It is best effort: what

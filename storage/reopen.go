@@ -33,6 +33,10 @@ func (c *committer) fail(cause error) {
 	l := c.l
 	l.lg.Error("log failed; cutting back to what is durable", "err", cause)
 	l.stats.failed()
+	if errors.Is(cause, ErrFull) {
+		c.noSpace, c.freeAt = true, time.Time{}
+		l.stats.setFull(true)
+	}
 	c.broken = cause
 	c.retryAt = time.Time{}
 	l.mu.Lock()

@@ -2,11 +2,9 @@ package storage
 
 import (
 	"errors"
+	"io/fs"
 	"math"
-	"time"
 )
-
-const freeCheckInterval = time.Second
 
 // Retain applies retention to all classes now, and returns when what goes is gone.
 func (s *Store) Retain() error {
@@ -55,8 +53,13 @@ func (c *committer) retain() error {
 	err := c.retainSteps()
 	if err != nil {
 		c.fail(err)
+		return err
 	}
-	return err
+	c.l.reserve.fill(c.mayFillReserve)
+	if c.room(false) > 0 {
+		c.l.stats.setFull(false)
+	}
+	return nil
 }
 
 func (c *committer) retainSteps() error {
@@ -165,12 +168,33 @@ func (c *committer) dropSegments() error {
 	// the newest that goes, that is one entry; at the first of the next it would
 	// be a whole segment.
 	if err := c.wal.TruncateFront(victim.last); err != nil {
-		return &DiskError{"truncate", l.segDir, err}
+		err := &DiskError{"truncate", l.segDir, err}
+		if errors.Is(err, ErrFull) {
+			l.removeFront(gone)
+		}
+		return err
 	}
 	if err := l.syncSegDir(); err != nil {
 		return err
 	}
 	return l.adoptFront(victim.last)
+}
+
+// removeFront removes whole segments from the front, for when there is no room even
+// for the one entry that the library would leave of them. The log must be opened
+// anew afterwards: the library does not know of it. Each name is durably gone
+// before the next goes, so that a power cut leaves no hole.
+func (l *classLog) removeFront(gone []*segment) {
+	for _, seg := range gone {
+		if err := l.s.cfg.FS.Remove(seg.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			l.lg.Warn("remove segment of a full disk", "file", seg.path, "err", err)
+			return
+		}
+		if err := l.syncSegDir(); err != nil {
+			l.lg.Warn("remove segment of a full disk", "file", seg.path, "err", err)
+			return
+		}
+	}
 }
 
 // forward writes everything that only entries up to index tell.
@@ -210,10 +234,11 @@ func (l *classLog) adoptFront(front uint64) error {
 		stub.size = fi.Size()
 	}
 	l.segMu.Lock()
-	l.segs = append([]*segment(nil), l.segs[len(gone):]...)
+	segs := append([]*segment(nil), l.segs[len(gone):]...)
 	if stub != nil {
-		l.segs = append([]*segment{stub}, l.segs...)
+		segs = append([]*segment{stub}, segs...)
 	}
+	l.setSegments(segs)
 	l.segMu.Unlock()
 	for _, seg := range gone {
 		l.files.drop(seg.path)
@@ -244,133 +269,4 @@ func (c *committer) advanceFloor() error {
 		return nil
 	}
 	return c.forward(index)
-}
-
-// admit decides which appends of the group there is room for, and makes room as
-// the class's policy allows.
-func (c *committer) admit() error {
-	l := c.l
-	cfg := &l.cfg
-	fsFull := c.fileSystemFull()
-	reserve := 2 * int64(cfg.SegmentBytes)
-	used := int64(-1)
-	for i := range c.group {
-		a := c.group[i].a
-		for j := range a.items {
-			if a.items[j].p.deleted.Load() {
-				c.refused[i] = ErrUnknownTopic
-			}
-		}
-		if c.refused[i] != nil || cfg.MaxBytes == 0 && !fsFull {
-			continue
-		}
-		if used < 0 {
-			used = l.diskBytes()
-		}
-		need := int64(a.Bytes()) + 256*int64(len(a.items)) + 256
-		limit := cfg.MaxBytes - reserve
-		if len(a.items) == 0 {
-			limit += reserve * 3 / 4 // state may use most of the reserve
-		}
-		if cfg.MaxBytes == 0 {
-			limit = math.MaxInt64
-		}
-		if used+need > limit || fsFull && len(a.items) > 0 {
-			if err := c.makeRoom(used + need - limit); err != nil {
-				return err
-			}
-			used, fsFull = l.diskBytes(), c.fileSystemFull()
-		}
-		if used+need > limit || fsFull && len(a.items) > 0 {
-			c.refused[i] = ErrFull
-			l.stats.refused()
-			continue
-		}
-		used += need
-	}
-	return nil
-}
-
-// fileSystemFull asks, at most once a second, whether the file system has less
-// than the class's least free space.
-func (c *committer) fileSystemFull() bool {
-	if c.l.cfg.MinFreeBytes < 0 {
-		return false
-	}
-	if now := time.Now(); now.Sub(c.freeAt) >= freeCheckInterval || c.freeAt.IsZero() {
-		free, err := c.l.s.cfg.FS.Free(c.l.segDir)
-		c.full = err == nil && free >= 0 && free < c.l.cfg.MinFreeBytes
-		c.freeAt = now
-	}
-	return c.full
-}
-
-// makeRoom gives up the oldest segments: by Reject only what the hub has, by
-// DropOldest all, declared as far as the hub does not have it.
-func (c *committer) makeRoom(need int64) error {
-	l := c.l
-	if l.cfg.WhenFull == 0 {
-		return nil
-	}
-	// Coarse steps: each costs a fsync or two.
-	need = max(need, 0) + max(int64(l.cfg.SegmentBytes), l.cfg.MaxBytes/32)
-	l.segMu.RLock()
-	segs := append([]*segment(nil), l.segs[:len(l.segs)-1]...)
-	l.segMu.RUnlock()
-	parts := l.partitions()
-	to := make(map[*Partition]int64)
-	for _, seg := range segs {
-		if need <= 0 {
-			break
-		}
-		step, free := l.spansUpTo(parts, seg.last)
-		if l.cfg.WhenFull == Reject && !free {
-			break
-		}
-		for p, off := range step {
-			to[p] = off
-		}
-		need -= seg.size
-	}
-	var moves []move
-	var ops []byte
-	lost := int64(0)
-	for _, p := range parts {
-		off, ok := to[p]
-		if !ok || off <= p.Start() {
-			continue
-		}
-		moves = append(moves, move{p, off})
-		if from := max(p.Start(), p.acked.Load()); from < off {
-			ops = l.appendLoss(ops, p, from, off, LossEvicted)
-			lost += off - from
-		}
-	}
-	if lost > 0 {
-		l.lg.Warn("disk budget: oldest records given up", "records", lost)
-		l.stats.evicted(lost)
-	}
-	if err := c.moveStarts(moves, ops); err != nil {
-		return err
-	}
-	err := c.dropSegments()
-	c.freeAt = time.Time{}
-	return err
-}
-
-// spansUpTo returns, for each partition with batches in segments up to index,
-// where they end, and whether the hub has all of them.
-func (l *classLog) spansUpTo(parts []*Partition, index uint64) (map[*Partition]int64, bool) {
-	ends, acked := make(map[*Partition]int64), true
-	for _, p := range parts {
-		p.mu.RLock()
-		for i := 0; i < len(p.spans) && p.spans[i].seg.last <= index; i++ {
-			ends[p] = p.spans[i].next
-		}
-		p.mu.RUnlock()
-		if off, ok := ends[p]; ok && off > p.acked.Load() {
-			acked = false
-		}
-	}
-	return ends, acked
 }

@@ -4,7 +4,7 @@ import "time"
 
 // Stats returns counters since Open and levels, per class.
 func (s *Store) Stats() Stats {
-	var out Stats
+	out := Stats{MaxBytes: s.cfg.MaxBytes}
 	for _, l := range s.logs {
 		l.stats.mu.Lock()
 		c := l.stats.ClassStats
@@ -16,7 +16,7 @@ func (s *Store) Stats() Stats {
 		l.segMu.RLock()
 		c.Segments = len(l.segs)
 		l.segMu.RUnlock()
-		c.DiskBytes = l.diskBytes()
+		c.DiskBytes, c.Reserve = l.diskBytes(), l.reserve.held.Load()
 		l.state.mu.RLock()
 		c.StateKeys, c.StateBytes = l.state.count, l.state.bytes
 		l.state.mu.RUnlock()
@@ -50,12 +50,20 @@ func (st *logStats) failed() {
 func (st *logStats) refused() {
 	st.mu.Lock()
 	st.Refused++
+	st.Full = true
 	st.mu.Unlock()
 }
 
-func (st *logStats) evicted(n int64) {
+func (st *logStats) setFull(full bool) {
+	st.mu.Lock()
+	st.Full = full
+	st.mu.Unlock()
+}
+
+func (st *logStats) evicted(n int64, at time.Time) {
 	st.mu.Lock()
 	st.EvictedRecords += uint64(n)
+	st.LastEvicted = at
 	st.mu.Unlock()
 }
 

@@ -88,6 +88,7 @@ func (s *Store) open() error {
 	for _, cc := range s.cfg.Classes {
 		l := newClassLog(s, cc)
 		s.logs = append(s.logs, l)
+		l.reserve.releaseBelow(2 * l.reserve.size)
 		r, err := l.recover()
 		if err != nil {
 			return fmt.Errorf("recover class %q: %w", cc.Name, err)
@@ -108,7 +109,7 @@ func (s *Store) open() error {
 			return err
 		}
 		lost[i] = l.attach(recs[i])
-		l.segs = recs[i].segs
+		l.setSegments(recs[i].segs)
 		tail := l.tailSegment()
 		l.c.commit = recs[i].commit
 		if err := l.openWAL(tail.last+1, tail); err != nil {
@@ -134,6 +135,11 @@ func (s *Store) open() error {
 			if err := l.do(func() error { return l.c.forward(front - 1) }); err != nil {
 				return fmt.Errorf("write rescued state: %w", err)
 			}
+		}
+	}
+	for _, l := range s.logs {
+		if err := l.do(func() error { l.reserve.fill(l.c.mayFillReserve); return nil }); err != nil {
+			return err
 		}
 	}
 	if s.cfg.RetentionInterval > 0 {

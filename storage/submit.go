@@ -68,3 +68,13 @@ func (l *classLog) do(f func() error) error {
 	l.wakeup()
 	return <-ch
 }
+
+// post is do without waiting; after Close it does nothing.
+func (l *classLog) post(f func()) {
+	l.mu.Lock()
+	if !l.closed {
+		l.tasks = append(l.tasks, f)
+	}
+	l.mu.Unlock()
+	l.wakeup()
+}

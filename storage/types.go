@@ -105,7 +105,8 @@ type Loss struct {
 
 // Stats are counters since Open and levels.
 type Stats struct {
-	Classes []ClassStats
+	Classes  []ClassStats
+	MaxBytes int64 // budget over all classes, 0 none
 }
 
 // ClassStats are the figures of one commit log.
@@ -118,6 +119,8 @@ type ClassStats struct {
 	WrittenBytes    uint64 // to segment files, framing included
 	Failures        uint64 // commits that failed
 	Refused         uint64 // appends refused with ErrFull
+	Full            bool   // appends are refused, or the disk was full at the last attempt
+	Reserve         int64  // bytes kept allocated for giving data up on a full disk; 0 while in use
 	WaitingBytes    int64  // submitted, not durable yet
 	Segments        int
 	DiskBytes       int64 // segments
@@ -125,6 +128,7 @@ type ClassStats struct {
 	StateKeys       int
 	StateBytes      int64
 	EvictedRecords  uint64
+	LastEvicted     time.Time // when records the hub does not have were given up last
 	DamagedRecords  uint64
 	CommitNanos     uint64 // spent from taking a group to its fsync's end
 	Broken          error  // why the log does not take appends now, or nil
