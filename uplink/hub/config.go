@@ -62,14 +62,16 @@ type HTTPConfig struct {
 	ReadOnly  bool   `yaml:"read_only"`  // no POST of records
 }
 
-// KafkaConfig is the Kafka protocol listener. Without TLS and client
-// certificates it binds a loopback address only.
+// KafkaConfig is the Kafka protocol listener. Without TLS and a way to tell who
+// the clients are it binds a loopback address only.
 type KafkaConfig struct {
 	Listen     string `yaml:"listen"`     // default "127.0.0.1:9092"; "off" = none
 	Advertised string `yaml:"advertised"` // host:port that clients are told; default the listener's own
 	Cert       string `yaml:"cert"`       // PEM file: serve TLS
 	Key        string `yaml:"key"`        // PEM file
-	ClientCA   string `yaml:"client_ca"`  // PEM file: clients need a certificate of this CA
+	ClientCA   string `yaml:"client_ca"`  // PEM file: clients need a certificate of this CA; its common name is the user ("node:NAME" of a node's)
+	UsersFile  string `yaml:"users_file"` // clients log in by SASL (PLAIN, SCRAM) as one of its users; tailrace kafka-user makes lines
+	RulesFile  string `yaml:"rules_file"` // who may do what with which topics and groups; default all may do everything
 }
 
 // LogConfig is the daemon's own log, on standard error.
@@ -249,7 +251,7 @@ func (c Config) Validate() error {
 		}
 	}
 	checkListener(bad, "http", c.HTTP.Listen, c.HTTP.Cert, c.HTTP.Key, c.HTTP.ClientCA, c.HTTP.ClientCA != "" || c.HTTP.TokenFile != "", "client_ca or token_file")
-	checkListener(bad, "kafka", c.Kafka.Listen, c.Kafka.Cert, c.Kafka.Key, c.Kafka.ClientCA, c.Kafka.ClientCA != "", "client_ca")
+	checkListener(bad, "kafka", c.Kafka.Listen, c.Kafka.Cert, c.Kafka.Key, c.Kafka.ClientCA, c.Kafka.ClientCA != "" || c.Kafka.UsersFile != "", "client_ca or users_file")
 	if c.Kafka.Advertised != "" {
 		if err := checkAddr(c.Kafka.Advertised); err != nil {
 			bad("kafka.advertised: %w", err)

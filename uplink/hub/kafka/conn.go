@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"tailrace/storage/record"
+	"tailrace/uplink/hub/kafka/access"
+	"tailrace/uplink/pki"
 )
 
 const (
@@ -29,6 +32,7 @@ const (
 	maxDecodeBytes  = 1 << 20
 	freeDecodeBytes = 4 << 10
 	decodeFactor    = 100
+	maxLoginBytes   = 8 << 10 // a request before the login
 )
 
 // conn is one client. Its goroutine reads requests and answers them one at a
@@ -44,6 +48,10 @@ type conn struct {
 	out  []byte // the response at hand, reused
 	dec  *record.Decompressor
 
+	sasl          *access.Session // a login under way
+	authenticated bool
+	ending        error // close after the answer at hand, because of this
+
 	pending     chan pending   // capacity MaxInFlight; closed by serve
 	outstanding sync.WaitGroup // pending answers not yet written; Add and Wait by serve only
 	writerDone  chan struct{}  // closed when the second goroutine has ended; nil before it exists
@@ -58,7 +66,7 @@ type pending struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	return &conn{s: s, nc: nc, br: bufio.NewReaderSize(countReader{nc, s}, 4096), peer: Peer{Remote: nc.RemoteAddr()}}
+	return &conn{s: s, authenticated: s.cfg.Users == nil, nc: nc, br: bufio.NewReaderSize(countReader{nc, s}, 4096), peer: Peer{Remote: nc.RemoteAddr()}}
 }
 
 // countReader counts what arrives.
@@ -140,14 +148,18 @@ func (c *conn) one(ctx context.Context) error {
 		return err
 	}
 	c.s.stats.took(a.key, start)
-	return nil
+	return c.ending
 }
 
 // read takes one frame from the client. The body lies in c.buf. release gives
 // back what the frame took from the budget; it is never nil.
 func (c *conn) read(ctx context.Context) (h header, body []byte, release func(), err error) {
 	release = func() {}
-	c.deadline(ctx, c.s.cfg.IdleTimeout)
+	idle := c.s.cfg.IdleTimeout
+	if !c.authenticated {
+		idle = min(idle, c.s.cfg.TransferTimeout)
+	}
+	c.deadline(ctx, idle)
 	if _, err := c.br.Peek(1); err != nil {
 		if ctx.Err() != nil || errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
 			err = errGone // between two requests: leave, idle or shutdown
@@ -171,6 +183,16 @@ func (c *conn) read(ctx context.Context) (h header, body []byte, release func(),
 	a, ok := c.s.apis[h.key]
 	if !ok {
 		return h, nil, release, fmt.Errorf("api key %d is not served", h.key)
+	}
+	if !c.authenticated {
+		switch h.key {
+		case kmsg.ApiVersions.Int16(), kmsg.SASLHandshake.Int16(), kmsg.SASLAuthenticate.Int16():
+		default:
+			return h, nil, release, fmt.Errorf("%s before a login: the client is not configured for SASL", a.name)
+		}
+		if size > maxLoginBytes {
+			return h, nil, release, fmt.Errorf("%s request of %d bytes before a login, allowed are %d", a.name, size, maxLoginBytes)
+		}
 	}
 	if h.version < 0 || h.version > a.max || h.version < a.min {
 		if h.key != kmsg.ApiVersions.Int16() {
@@ -263,8 +285,22 @@ func (c *conn) identify(clientID string) {
 		if tc, ok := c.nc.(*tls.Conn); ok {
 			st := tc.ConnectionState()
 			c.peer.TLS = &st
+			if len(st.VerifiedChains) > 0 {
+				c.peer.User = certUser(st.PeerCertificates[0])
+			}
 		}
 	}
+}
+
+// certUser is the user that a client's certificate names. A certificate that
+// Tailrace's own CA has issued for a node or a device carries its role, so that a
+// device called admin is not the user admin.
+func certUser(cert *x509.Certificate) string {
+	role, name := pki.Identity(cert)
+	if role != "" {
+		return string(role) + ":" + name
+	}
+	return name
 }
 
 // write encodes and sends one response. It is called by serve when nothing is

@@ -19,6 +19,7 @@ type stats struct {
 	seconds  map[int16]*metrics.Summary // for Fetch it includes waiting for records, for Produce the fsync
 	produced *metrics.Counter           // records made durable for producers
 	fetched  *metrics.Counter           // bytes of batches sent
+	denied   *metrics.Counter           // logins refused: somebody guesses, or a client has an old password
 	starved  *metrics.Counter           // fetches cut short because ResponseBytes was used up
 	names    map[int16]string
 }
@@ -32,6 +33,7 @@ func newStats(set *metrics.Set, s *Server) stats {
 		broken:   set.NewCounter("tailrace_hub_kafka_connections_failed_total"),
 		produced: set.NewCounter("tailrace_hub_kafka_produced_records_total"),
 		fetched:  set.NewCounter("tailrace_hub_kafka_fetched_bytes_total"),
+		denied:   set.NewCounter("tailrace_hub_kafka_logins_refused_total"),
 		starved:  set.NewCounter("tailrace_hub_kafka_fetches_cut_total"),
 		requests: make(map[int16]*metrics.Counter), seconds: make(map[int16]*metrics.Summary), names: make(map[int16]string),
 	}

@@ -37,6 +37,7 @@ func table() []api {
 		syncGroupAPI,               // 14
 		describeGroupsAPI,          // 15
 		listGroupsAPI,              // 16
+		saslHandshakeAPI,           // 17
 		apiVersionsAPI,             // 18
 		createTopicsAPI,            // 19
 		deleteTopicsAPI,            // 20
@@ -44,6 +45,7 @@ func table() []api {
 		initProducerIDAPI,          // 22
 		offsetForLeaderEpochAPI,    // 23
 		describeConfigsAPI,         // 32
+		saslAuthenticateAPI,        // 36
 		createPartitionsAPI,        // 37
 		deleteGroupsAPI,            // 42
 		incrementalAlterConfigsAPI, // 44

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"tailrace/storage"
+	"tailrace/uplink/hub/kafka/access"
 )
 
 // Operation is what a client wants to do with a resource.
@@ -49,7 +50,7 @@ type Peer struct {
 	Remote   net.Addr
 	ClientID string               // what the client calls itself; proves nothing
 	TLS      *tls.ConnectionState // nil without TLS
-	User     string               // who has proved to be: by password, or the common name of the client's certificate; "" nobody
+	User     string               // who has proved to be: by password, or by certificate (its common name; "node:…" and "device:…" of those of our own CA); "" nobody
 }
 
 // Config is what [NewServer] needs. Only Store is required.
@@ -72,6 +73,9 @@ type Config struct {
 	ReadOnly bool
 	// Reserved, if set, names topics that clients may read and nothing else.
 	Reserved func(topic string) bool
+	// Users, if set, are those who may use the server, after SASL. Nil: nobody is
+	// asked.
+	Users *access.Users
 	// Authorize decides about every use of a topic or group; nil allows all.
 	Authorize func(p Peer, op Operation, resource string) bool
 
