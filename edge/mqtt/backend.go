@@ -73,6 +73,10 @@ type Burst interface {
 // answer, and the window settles the re-sends.
 var ErrUnknownOutcome = errors.New("outcome of the commit is unknown")
 
+// ErrStored, returned by Burst.Add, says that the backend has this very message
+// already: it is answered like one that was stored, and not delivered again.
+var ErrStored = errors.New("stored already")
+
 // State reads durable state. It shows at least every change whose done has run.
 type State interface {
 	Load(kind StateKind, f func(key string, value []byte) bool) // at start; f keeps no slice
@@ -114,6 +118,7 @@ type Client struct {
 	Identity string // set by Authenticate; owner of the session with this client id
 	Remote   string
 	Listener string
+	Assigned bool // the server chose ID
 	Routes   any
 }
 

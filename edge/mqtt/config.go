@@ -26,6 +26,8 @@ type Limits struct {
 	MaxPerAddress       int           // connections of one IP address [10,000]
 	MaxLogins           int           // connections that have not logged in yet [2,048]
 	MaxLoginsPerAddress int           // of those, of one IP address [1,024]
+	ConnectRate         int           // new connections a second of one IP address, after ConnectBurst [500]
+	ConnectBurst        int           // [MaxPerAddress]
 
 	// Packets.
 	MaxRecordBytes int // topic, payload and properties of one publish; above: 0x95 [1 MiB]
@@ -38,6 +40,8 @@ type Limits struct {
 	Window           int           // re-sends that can be recognised, per client; >= ReceiveMaximum [512]
 	TopicAliases     int           // Topic Alias Maximum [32]
 	OpenQoS2         int           // QoS 2 publishes without PUBREL; above: closed with 0x93 [1,024]
+	PublishRate      int           // publishes a second; above: the client is read more slowly; 0 = no limit
+	PublishBytes     int           // bytes of them a second, likewise; 0 = no limit
 	Bursts           int           // reads of one connection that wait for the disk [4]
 	MaxKeepAlive     time.Duration // imposed on MQTT 5 clients that want more or none; 0 = not imposed
 	WriteTimeout     time.Duration // a peer that takes no byte for so long is closed [20 s]
@@ -76,6 +80,8 @@ func (l Limits) withDefaults() Limits {
 	def(&l.MaxPerAddress, 10_000)
 	def(&l.MaxLogins, 2048)
 	def(&l.MaxLoginsPerAddress, 1024)
+	def(&l.ConnectRate, 500)
+	def(&l.ConnectBurst, l.MaxPerAddress)
 	def(&l.MaxRecordBytes, 1<<20)
 	def(&l.MaxPacketBytes, l.MaxRecordBytes+64<<10)
 	def(&l.BufferBytes, 64<<20)

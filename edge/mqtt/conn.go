@@ -39,6 +39,7 @@ type conn struct {
 	aliasMax   int           // topic aliases the client takes
 	recvMax    int32         // 0 = no limit (3.x)
 	willExpiry uint32
+	pace       pace
 
 	// in guards what the reader shares with the timer that ends a line-up.
 	in        sync.Mutex
@@ -232,6 +233,8 @@ func (c *conn) teardown() {
 		var pe *packet.Error
 		if errors.As(why.err, &pe) {
 			reason = pe.What
+		} else if re := asReason(why.err); re != nil {
+			reason = re.Reason
 		}
 		if ch := c.out.begin(); ch != nil {
 			ch.b = packet.AppendDisconnect(ch.b, why.code, reason)
@@ -239,6 +242,7 @@ func (c *conn) teardown() {
 		c.out.end()
 	}
 	close(c.gone)
+	c.ended(why)
 	c.out.finish(why.code != packet.Success)
 	if why.err != nil && !errors.Is(why.err, io.EOF) {
 		c.srv.log.Debug("connection ended", "client", c.ID, "remote", c.Remote, "error", why.err)
@@ -252,6 +256,9 @@ func (c *conn) loop() error {
 			return err
 		}
 		c.waitRoom(c.srv.cfg.Limits.Bursts)
+		if !c.slowDown() {
+			return errLogin
+		}
 		if c.out.full() && !c.waitWritten() {
 			return errLogin
 		}

@@ -210,7 +210,7 @@ func (a *admission) Accept() (net.Conn, error) {
 		}
 		wait = 0
 		ad := &admitted{Conn: nc, s: a.s, addr: addrOf(nc)}
-		if !a.s.admit(ad) {
+		if !a.s.connects.Take(ad.addr, time.Now()) || !a.s.admit(ad) {
 			a.s.stats.ConnectionsRefused.Add(1)
 			nc.Close()
 			continue

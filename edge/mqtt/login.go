@@ -68,11 +68,20 @@ func (c *conn) connect(head byte, body []byte, cp *packet.Connect, crt *x509.Cer
 		c.connack(&packet.Connack{Code: codeOf(err)})
 		return err
 	}
+	if err := c.mayStay(); err != nil {
+		s.stats.LoginsRefused.Add(1)
+		c.connack(&packet.Connack{Code: packet.NotAuthorized})
+		return err
+	}
 	l := &s.cfg.Limits
 	if e := c.ss.expiry.Load(); e != cp.Expiry {
 		ack.HasExpiry, ack.Expiry = true, e
 	}
 	ack.ReceiveMax, ack.AliasMax, ack.MaxPacket = uint16(l.ReceiveMaximum), uint16(s.aliases()), uint32(l.MaxPacketBytes)
+	// 3.1.2-24: nothing larger than the client takes, and without CONNACK there is no connection.
+	if c.maxPacket > 0 && len(packet.AppendConnack(nil, packet.V5, &ack)) > c.maxPacket {
+		return &packet.Error{Code: packet.PacketTooLarge, What: "client's maximum packet size is below a CONNACK"}
+	}
 	s.stats.Logins.Add(1)
 	// Deliveries may begin behind the CONNACK, never before it.
 	c.ss.mu.Lock()
@@ -101,6 +110,7 @@ func (c *conn) accept(cp *packet.Connect, crt *x509.Certificate) error {
 		var r [10]byte
 		rand.Read(r[:])
 		c.ID = "auto-" + hex.EncodeToString(r[:])
+		c.Assigned = true
 	}
 	if len(c.ID) > l.ClientIDBytes {
 		return &ReasonError{packet.ClientIDNotValid, "client id too long"}
@@ -130,7 +140,7 @@ func (c *conn) accept(cp *packet.Connect, crt *x509.Certificate) error {
 		password = cp.Password
 	}
 	if err := s.cfg.Backend.Authenticate(&c.Client, c.Username, password, crt); err != nil {
-		s.log.Info("login refused", "client", c.ID, "user", c.Username, "remote", c.Remote, "error", err)
+		s.noteRefused("client", c.ID, "user", c.Username, "remote", c.Remote, "error", err)
 		if asReason(err) == nil {
 			err = &ReasonError{packet.NotAuthorized, err.Error()}
 		}
@@ -138,6 +148,15 @@ func (c *conn) accept(cp *packet.Connect, crt *x509.Certificate) error {
 	}
 	if c.Identity == "" {
 		c.Identity = c.Username
+	}
+	if cp.HasWill {
+		if err := c.mayHaveWill(string(cp.Will.Topic)); err != nil {
+			s.log.Info("login refused for its will", "client", c.ID, "topic", string(cp.Will.Topic), "error", err)
+			if asReason(err) == nil {
+				err = &ReasonError{packet.NotAuthorized, err.Error()}
+			}
+			return err
+		}
 	}
 	return nil
 }

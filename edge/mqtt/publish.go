@@ -141,6 +141,8 @@ func (c *conn) store(p *packet.Publish, e *topicEntry, now time.Time) error {
 	if p.QoS > 0 {
 		hash = contentHash(e.hash, p.QoS, p.Retain, p.Payload)
 	}
+	c.pace.msgs++
+	c.pace.bytes += len(e.name) + len(p.Payload)
 	err := e.err
 	if err == nil && len(e.name)+len(p.Payload) > s.cfg.Limits.MaxRecordBytes {
 		err = &ReasonError{packet.PacketTooLarge, "record above the limit"}
@@ -156,12 +158,17 @@ func (c *conn) store(p *packet.Publish, e *topicEntry, now time.Time) error {
 		}
 		err = b.backend().Add(&c.sc.pub)
 	}
-	if err != nil {
+	known := err == ErrStored
+	if err != nil && !known {
 		return c.refuse(b, p, err)
 	}
-	s.stats.Published.Add(1)
-	if p.Dup {
-		s.stats.ResendsStored.Add(1)
+	if known {
+		s.stats.Duplicates.Add(1)
+	} else {
+		s.stats.Published.Add(1)
+		if p.Dup {
+			s.stats.ResendsStored.Add(1)
+		}
 	}
 	v := packet.Version(c.Version)
 	persistent := c.ss.durable
@@ -183,7 +190,7 @@ func (c *conn) store(p *packet.Publish, e *topicEntry, now time.Time) error {
 			b.delta = appendQoS2(b.window(), opReceived, p.ID)
 		}
 	}
-	if p.Retain || s.subs.count.Load() > 0 {
+	if !known && (p.Retain || s.subs.count.Load() > 0) {
 		c.fanOut(b, p, e, now)
 	}
 	return nil

@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"tailrace/edge/limit"
 	"tailrace/edge/mqtt/packet"
 	"tailrace/edge/mqtt/topic"
 )
@@ -49,7 +50,22 @@ type Server struct {
 	admitted  int // connections accepted and not yet ended, WebSocket upgrades included
 	logins    int // of those, not logged in
 	byAddr    map[netip.Addr]*addrCount
+
+	connects   limit.Buckets // new connections by address
+	refusedLog limit.Buckets // refused logins that are worth a line, under no address
 }
+
+// noteRefused logs a refused login, and in a flood of them only some.
+func (s *Server) noteRefused(args ...any) {
+	level := slog.LevelInfo
+	if !s.refusedLog.Take(netip.Addr{}, time.Now()) {
+		level = slog.LevelDebug
+	}
+	s.log.Log(context.Background(), level, "login refused", args...)
+}
+
+// maxAddresses bounds what is remembered of addresses that have gone.
+const maxAddresses = 16 << 10
 
 type addrCount struct{ conns, logins int }
 
@@ -63,6 +79,8 @@ func NewServer(cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg, log: cfg.Logger, quit: make(chan struct{}), sessions: map[string]*session{}, conns: map[*conn]struct{}{},
 		listeners: map[net.Listener]struct{}{}, byAddr: map[netip.Addr]*addrCount{}}
 	s.retained = retainedSet{maxN: cfg.Limits.Retained, maxBytes: cfg.Limits.RetainedBytes, m: map[string]*message{}, pending: map[string]int{}}
+	s.connects = limit.Buckets{Rate: float64(cfg.Limits.ConnectRate), Burst: float64(cfg.Limits.ConnectBurst), Max: maxAddresses}
+	s.refusedLog = limit.Buckets{Rate: 1, Burst: 20, Max: 1}
 	s.load()
 	return s, nil
 }
