@@ -1,44 +1,60 @@
 package edge
 
 import (
-	"bufio"
-	"bytes"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"golang.org/x/crypto/bcrypt"
-
+	"tailrace/edge/auth"
+	"tailrace/edge/limit"
 	"tailrace/edge/mqtt"
 	"tailrace/edge/mqtt/packet"
 	"tailrace/uplink/pki"
 )
 
-// authenticator decides who may connect: a verified client certificate, a line of
-// the password file, or everybody when that is said.
+// authenticator decides who may connect and what they may do: a verified client
+// certificate, a line of the password file, or everybody when that is said; then the
+// rules of the ACL file.
 type authenticator struct {
 	anonymous bool
-	file      string
+	file, acl string
+	inline    []string // rules of the configuration instead of a file
+	binding   auth.Binding
 	now       func() time.Time
-	hashing   chan struct{} // one token per bcrypt under way: a login storm leaves cores to the ingest
+	policy    atomic.Pointer[policy]
 
-	mu      sync.Mutex // guards the fields below
-	users   map[string][]byte
-	stamp   fileStamp
-	checked time.Time // when the file was last looked at
-	// proven remembers logins that bcrypt has accepted, as HMACs under a key of this
-	// process: 5,000 devices that come back after a power cut cost one bcrypt each
-	// since start, not one each time. Emptied when the file changes.
+	failed  limit.Buckets // tokens of failed logins by address
+	hashing chan struct{} // one token per hash under way: a login storm leaves cores to the ingest
+	waiting atomic.Int32  // logins that wait for one
+
+	hashes, running, hashPeak atomic.Int64 // computed, under way, at most under way at once
+
+	mu      sync.Mutex // guards the fields below; one reload at a time
+	badFrom time.Time  // since when a file cannot be read; zero = it can
+	// proven remembers logins that a hash has accepted, as HMACs under a key of this
+	// process: 5,000 devices that come back after a power cut cost one hash each
+	// since start, not one each time. Emptied when the files change.
 	proven map[[32]byte]struct{}
 	key    [32]byte
+}
+
+// policy is what the files say. It is immutable; a reload makes another.
+type policy struct {
+	users  *auth.Passwords // nil = no file
+	rules  *auth.Rules     // nil = no rules configured: who is in may do everything
+	broken error           // nobody may do anything
+	stamps [2]fileStamp
 }
 
 type fileStamp struct {
@@ -47,176 +63,223 @@ type fileStamp struct {
 }
 
 const (
-	maxUsers        = 100_000
-	maxProven       = 100_000
-	recheckInterval = 2 * time.Second
+	maxProven = 100_000
+	// A file that an editor is writing may be broken for a moment. When it changed by
+	// itself it has so long; at a reload that was asked for there is no doubt.
+	brokenGrace  = 10 * time.Second
+	maxWaiting   = 64
+	hashPatience = 5 * time.Second
 )
 
-// decoy is compared with when the user is unknown, so that the time taken does not
-// tell which names exist.
-var decoy = sync.OnceValue(func() []byte {
-	h, err := bcrypt.GenerateFromPassword([]byte("decoy"), bcrypt.DefaultCost)
-	if err != nil {
-		panic("internal error: bcrypt: " + err.Error())
-	}
-	return h
-})
-
 func newAuthenticator(c AuthConfig, now func() time.Time) (*authenticator, error) {
-	a := &authenticator{anonymous: c.AllowAnonymous, file: c.PasswordFile, now: now,
-		hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), proven: map[[32]byte]struct{}{}}
+	a := &authenticator{anonymous: c.AllowAnonymous, file: c.PasswordFile, acl: c.ACLFile, inline: c.ACL, now: now,
+		failed:  limit.Buckets{Rate: c.FailedLogins.PerMinute / 60, Burst: float64(c.FailedLogins.Burst), Max: 16 << 10},
+		hashing: make(chan struct{}, min(2, max(1, runtime.GOMAXPROCS(0)/2))), proven: map[[32]byte]struct{}{}}
 	if _, err := io.ReadFull(rand.Reader, a.key[:]); err != nil {
 		return nil, fmt.Errorf("draw key: %w", err)
 	}
-	if a.file == "" {
-		return a, nil
+	var err error
+	if c.BindClientID {
+		if a.binding, err = auth.NewBinding(c.ClientIDs); err != nil {
+			return nil, fmt.Errorf("client_ids: %w", err)
+		}
 	}
-	st, err := os.Stat(a.file)
+	p, err := a.load()
 	if err != nil {
-		return nil, fmt.Errorf("password file: %w", err)
-	}
-	if a.users, err = loadPasswords(a.file); err != nil {
 		return nil, err
 	}
-	a.stamp, a.checked = fileStamp{st.Size(), st.ModTime()}, now()
+	a.policy.Store(p)
 	return a, nil
 }
 
-// loadPasswords reads lines "user:bcrypt hash"; blank lines and "#" are comments.
-func loadPasswords(file string) (map[string][]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, fmt.Errorf("password file: %w", err)
+// load reads both files.
+func (a *authenticator) load() (*policy, error) {
+	p := &policy{stamps: a.stamps()}
+	var err1, err2 error
+	if a.file != "" {
+		p.users, err1 = auth.LoadPasswords(a.file)
 	}
-	defer f.Close()
-	users := map[string][]byte{}
-	s := bufio.NewScanner(f)
-	for n := 1; s.Scan(); n++ {
-		line := strings.TrimSpace(s.Text())
-		if line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
-		user, hash, ok := strings.Cut(line, ":")
-		if _, err := bcrypt.Cost([]byte(hash)); !ok || user == "" || err != nil {
-			return nil, fmt.Errorf("password file %s line %d: want \"user:$2y$…\" (bcrypt; htpasswd -nB USER prints such a line)", file, n)
-		}
-		if _, twice := users[user]; twice {
-			return nil, fmt.Errorf("password file %s line %d: user %q is there twice", file, n, user)
-		}
-		if users[user] = []byte(hash); len(users) > maxUsers {
-			return nil, fmt.Errorf("password file %s: more than %d users", file, maxUsers)
+	switch {
+	case a.acl != "":
+		p.rules, err2 = auth.LoadRules(a.acl)
+	case a.inline != nil:
+		if p.rules, err2 = auth.ReadRules(strings.NewReader(strings.Join(a.inline, "\n"))); err2 != nil {
+			err2 = fmt.Errorf("acl %w", err2)
 		}
 	}
-	if err := s.Err(); err != nil {
-		return nil, fmt.Errorf("password file %s: %w", file, err)
-	}
-	return users, nil
+	return p, errors.Join(err1, err2)
 }
 
-// refresh reads the file again when it has changed. A file that cannot be read
-// keeps the old users: a half-written file must not lock a plant out.
-func (a *authenticator) refresh() (changed bool, err error) {
+func (a *authenticator) stamps() (s [2]fileStamp) {
+	for i, f := range []string{a.file, a.acl} {
+		if st, err := os.Stat(f); f != "" && err == nil {
+			s[i] = fileStamp{st.Size(), st.ModTime()}
+		}
+	}
+	return s
+}
+
+// reload reads the files again: when they have changed, or in any case when forced.
+// changed: the policy is another now, and everybody has to be reviewed. A broken file
+// leaves nobody any right, at once when forced, else if it stays broken.
+func (a *authenticator) reload(force bool) (changed bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	old := a.policy.Load()
+	if a.file == "" && a.acl == "" || !force && a.badFrom.IsZero() && a.stamps() == old.stamps {
+		return false, nil
+	}
+	p, err := a.load()
 	now := a.now()
-	if a.file == "" || now.Sub(a.checked) < recheckInterval {
-		return false, nil
-	}
-	return a.load(now, false)
-}
-
-// reload reads the file whether or not it seems changed.
-func (a *authenticator) reload() (bool, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.file == "" {
-		return false, nil
-	}
-	return a.load(a.now(), true)
-}
-
-// load is called with mu held.
-func (a *authenticator) load(now time.Time, force bool) (bool, error) {
-	a.checked = now
-	st, err := os.Stat(a.file)
 	if err != nil {
-		return false, err
+		if a.badFrom.IsZero() {
+			a.badFrom = now
+		}
+		if !force && now.Sub(a.badFrom) < brokenGrace {
+			return false, fmt.Errorf("%w (nobody will have any right if it stays so for %v)", err, brokenGrace)
+		}
+		if old.broken != nil && old.broken.Error() == err.Error() {
+			return false, nil
+		}
+		p = &policy{broken: err, stamps: p.stamps}
+	} else {
+		a.badFrom = time.Time{}
 	}
-	stamp := fileStamp{st.Size(), st.ModTime()}
-	if stamp == a.stamp && !force {
-		return false, nil
-	}
-	users, err := loadPasswords(a.file)
-	if err != nil {
-		return false, err
-	}
-	a.users, a.stamp = users, stamp
+	a.policy.Store(p)
 	clear(a.proven)
-	return true, nil
+	return true, err
 }
 
-// login returns the identity, or a *mqtt.ReasonError.
-func (a *authenticator) login(username string, password []byte, cert *x509.Certificate) (string, error) {
-	if cert != nil {
-		if role, name := pki.Identity(cert); name != "" && role != pki.RoleHub {
-			return "cert:" + name, nil
-		}
-		return "", &mqtt.ReasonError{Code: packet.NotAuthorized, Reason: "the certificate names no device"}
-	}
-	if username == "" && password == nil {
-		if a.anonymous {
-			return "", nil
-		}
-		return "", &mqtt.ReasonError{Code: packet.NotAuthorized, Reason: "a user name or a client certificate is required"}
-	}
-	if a.file == "" {
-		if a.anonymous {
-			return "", nil // nothing to check it against: the name proves nothing
-		}
-		return "", &mqtt.ReasonError{Code: packet.BadUserOrPassword, Reason: "no password file is configured"}
-	}
-	if a.check(username, password) {
-		return "user:" + username, nil
-	}
-	return "", &mqtt.ReasonError{Code: packet.BadUserOrPassword, Reason: "unknown user or wrong password"}
+// credential is what a connection was let in by. It does not change after Authenticate.
+type credential struct {
+	hash string // of the password; "" for certificates and anonymous clients
 }
 
-func (a *authenticator) check(username string, password []byte) bool {
+func refusal(code packet.Code, format string, args ...any) *mqtt.ReasonError {
+	return &mqtt.ReasonError{Code: code, Reason: fmt.Sprintf(format, args...)}
+}
+
+// login returns the identity and what proves it, or a *mqtt.ReasonError.
+func (a *authenticator) login(username string, password []byte, cert *x509.Certificate, from netip.Addr) (identity string, cr credential, err error) {
+	p := a.policy.Load()
+	if p.broken != nil {
+		return "", cr, refusal(packet.ServerUnavailable, "access rules of the node cannot be read")
+	}
+	switch {
+	case cert != nil:
+		role, name := pki.Identity(cert)
+		if name == "" || role == pki.RoleHub {
+			return "", cr, refusal(packet.NotAuthorized, "the certificate names no device")
+		}
+		identity = auth.CertID(name)
+	case username == "" && password == nil, a.file == "" && a.anonymous: // without a file the name proves nothing
+		if !a.anonymous {
+			return "", cr, refusal(packet.NotAuthorized, "a user name or a client certificate is required")
+		}
+		identity = auth.Anonymous
+	case a.file == "":
+		return "", cr, refusal(packet.BadUserOrPassword, "no password file is configured")
+	default:
+		if err := a.check(p, username, password, from); err != nil {
+			return "", cr, err
+		}
+		identity = auth.UserID(username)
+		cr.hash, _ = p.users.Lookup(username)
+	}
+	if p.rules != nil && p.rules.Refused(identity) {
+		return "", cr, refusal(packet.NotAuthorized, "the identity is refused by a rule")
+	}
+	return identity, cr, nil
+}
+
+// check compares a password. What limits bad logins comes before the hash: an address
+// has so many failures, few hashes run at once, and few logins wait for one. A login
+// that was accepted before costs neither.
+func (a *authenticator) check(p *policy, username string, password []byte, from netip.Addr) error {
 	proof := a.proof(username, password)
 	a.mu.Lock()
 	_, known := a.proven[proof]
-	hash, ok := a.users[username]
-	stamp := a.stamp
+	known = known && a.policy.Load() == p
 	a.mu.Unlock()
 	if known {
-		return true
+		return nil
 	}
-	if !ok {
-		hash = decoy()
+	if !a.failed.Has(from, a.now()) {
+		return refusal(packet.ConnectionRateTooHigh, "too many failed logins from this address")
 	}
-	a.hashing <- struct{}{}
-	err := bcrypt.CompareHashAndPassword(hash, password)
+	if a.waiting.Add(1) > maxWaiting {
+		a.waiting.Add(-1)
+		return refusal(packet.ServerBusy, "too many logins at once")
+	}
+	t := time.NewTimer(hashPatience)
+	defer t.Stop()
+	select {
+	case a.hashing <- struct{}{}:
+		a.waiting.Add(-1)
+	case <-t.C:
+		a.waiting.Add(-1)
+		return refusal(packet.ServerBusy, "too many logins at once")
+	}
+	// Asked again: a burst of one address had waited together.
+	if !a.failed.Has(from, a.now()) {
+		<-a.hashing
+		return refusal(packet.ConnectionRateTooHigh, "too many failed logins from this address")
+	}
+	a.hashes.Add(1)
+	if n := a.running.Add(1); n > a.hashPeak.Load() {
+		a.hashPeak.Store(n)
+	}
+	ok := p.users.Verify(username, password)
+	a.running.Add(-1)
 	<-a.hashing
-	if !ok || err != nil {
-		return false
+	if !ok {
+		a.failed.Take(from, a.now())
+		return refusal(packet.BadUserOrPassword, "unknown user or wrong password")
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.stamp == stamp { // else the file has changed meanwhile
+	if a.policy.Load() == p { // else the files have changed meanwhile
 		if len(a.proven) >= maxProven {
 			clear(a.proven)
 		}
 		a.proven[proof] = struct{}{}
 	}
-	return true
+	return nil
 }
 
 func (a *authenticator) proof(username string, password []byte) (p [32]byte) {
 	h := hmac.New(sha256.New, a.key[:])
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "%d:%s", len(username), username)
-	h.Write(b.Bytes())
+	fmt.Fprintf(h, "%d:%s", len(username), username)
 	h.Write(password)
 	h.Sum(p[:0])
 	return p
+}
+
+// still reports whether an identity that is in may stay: its user exists with the same
+// password, and no rule refuses it.
+func (a *authenticator) still(identity string, cr credential) error {
+	p := a.policy.Load()
+	switch {
+	case p.broken != nil:
+		return refusal(packet.NotAuthorized, "access rules of the node cannot be read")
+	case p.rules != nil && p.rules.Refused(identity):
+		return refusal(packet.NotAuthorized, "the identity is refused by a rule now")
+	case cr.hash != "":
+		if h, ok := p.users.Lookup(auth.Name(identity)); !ok || h != cr.hash {
+			return refusal(packet.NotAuthorized, "user or password are not valid any more")
+		}
+	}
+	return nil
+}
+
+// may asks the rules.
+func (a *authenticator) may(identity, client string, what auth.Action, topic string) bool {
+	p := a.policy.Load()
+	return p.broken == nil && (p.rules == nil || p.rules.Allows(auth.Subject{Identity: identity, Client: client}, what, topic))
+}
+
+// addrOf is the address of a client; those without an IP address share the zero one.
+func addrOf(remote string) netip.Addr {
+	ap, _ := netip.ParseAddrPort(remote)
+	return ap.Addr().Unmap()
 }

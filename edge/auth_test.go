@@ -5,8 +5,11 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -70,7 +73,9 @@ func TestOnlyKnownUsersAndCertificatesComeIn(t *testing.T) {
 	}
 
 	write("t01:"+hash(t, "changed")+"\n", now.Add(time.Second)) // seen at the next look
-	now = now.Add(time.Minute)
+	if changed, err := a.Reload(false); !changed || err != nil {
+		t.Fatalf("not seen: %v", err)
+	}
 	if _, err := a.Login("t01", []byte("secret"), nil); code(err) != packet.BadUserOrPassword {
 		t.Errorf("the old password still opens: %v", err)
 	}
@@ -103,7 +108,7 @@ func TestAnonymousComesInOnlyByName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if id, err := a.Login("anyone", []byte("x"), nil); id != "" || err != nil {
+	if id, err := a.Login("anyone", []byte("x"), nil); id != "anonymous" || err != nil {
 		t.Errorf("a name that nothing checks became an identity: %q, %v", id, err)
 	}
 	if a, err = edge.NewAuthenticator(edge.AuthConfig{}, time.Now); err != nil {
@@ -121,5 +126,126 @@ func TestAPasswordFileWithAMistakeIsRefusedWithItsLine(t *testing.T) {
 		if _, err := edge.NewAuthenticator(edge.AuthConfig{PasswordFile: file}, time.Now); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+}
+
+// An empty file lets nobody in; a broken one neither, after a moment in which an editor
+// may still be writing it, and at once when the reload was asked for.
+func TestABrokenFileLeavesNobodyAnyRight(t *testing.T) {
+	dir := t.TempDir()
+	passwd, acl := filepath.Join(dir, "passwd"), filepath.Join(dir, "acl")
+	write := func(file, s string) {
+		if err := os.WriteFile(file, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	good := "t01:" + hash(t, "secret") + "\n"
+	write(passwd, good)
+	write(acl, "allow * all #\n")
+	now := time.Now()
+	a, err := edge.NewAuthenticator(edge.AuthConfig{PasswordFile: passwd, ACLFile: acl}, func() time.Time { return now })
+	if err != nil {
+		t.Fatal(err)
+	}
+	login := func(want packet.Code) {
+		t.Helper()
+		if _, err := a.Login("t01", []byte("secret"), nil); code(err) != want {
+			t.Fatalf("%v, want code 0x%02X", err, byte(want))
+		}
+	}
+	reload := func(force, changed, fails bool) {
+		t.Helper()
+		if c, err := a.Reload(force); c != changed || (err != nil) != fails {
+			t.Fatalf("reload(%v): changed %v, %v", force, c, err)
+		}
+	}
+	login(0)
+	reload(false, false, false)
+	for _, file := range []string{passwd, acl} {
+		body, _ := os.ReadFile(file)
+		write(file, "nonsense\n")
+		reload(false, false, true)
+		login(0)
+		now = now.Add(time.Minute)
+		reload(false, true, true)
+		login(packet.ServerUnavailable)
+		reload(false, false, false) // said once
+		write(file, string(body))
+		reload(false, true, false)
+		login(0)
+		write(file, "nonsense\n")
+		reload(true, true, true)
+		login(packet.ServerUnavailable)
+		os.Remove(file)
+		reload(true, true, true)
+		login(packet.ServerUnavailable)
+		write(file, string(body))
+		reload(false, true, false)
+	}
+	write(passwd, "")
+	reload(true, true, false)
+	login(packet.BadUserOrPassword)
+	write(passwd, good)
+	write(acl, "# nothing\n")
+	reload(true, true, false)
+	login(0)
+	if a.May("user:t01", "t01", "t") {
+		t.Error("an empty acl file allows something")
+	}
+}
+
+// What limits bad logins comes before the hash, per address, and does not touch others.
+func TestFailedLoginsOfAnAddressEndBeforeTheHash(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "passwd")
+	os.WriteFile(file, []byte("good:"+hash(t, "secret")+"\nother:"+hash(t, "secret")+"\n"), 0o600)
+	now := time.Now()
+	a, err := edge.NewAuthenticator(edge.AuthConfig{PasswordFile: file, FailedLogins: edge.FailedLogins{Burst: 3, PerMinute: 60}}, func() time.Time { return now })
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	if _, err := a.LoginFrom("good", []byte("secret"), nil, bad); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := a.LoginFrom("good", []byte("wrong"), nil, bad); code(err) != packet.BadUserOrPassword {
+			t.Fatal(err)
+		}
+	}
+	hashes := a.Hashes()
+	for range 100 {
+		if _, err := a.LoginFrom("other", []byte("secret"), nil, bad); code(err) != packet.ConnectionRateTooHigh {
+			t.Fatalf("the fourth: %v", err)
+		}
+	}
+	if _, err := a.LoginFrom("good", []byte("secret"), nil, bad); err != nil {
+		t.Errorf("a login that was accepted before pays for its neighbour: %v", err)
+	}
+	if n := a.Hashes(); n != hashes {
+		t.Errorf("%d hashes for logins beyond the limit", n-hashes)
+	}
+	if _, err := a.LoginFrom("other", []byte("secret"), nil, other); err != nil {
+		t.Errorf("another address: %v", err)
+	}
+	now = now.Add(time.Second)
+	if _, err := a.LoginFrom("other", []byte("secret"), nil, bad); err != nil {
+		t.Errorf("a second later: %v", err)
+	}
+}
+
+func TestFewHashesRunAtOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "passwd")
+	os.WriteFile(file, []byte("good:"+hash(t, "secret")+"\n"), 0o600)
+	a, err := edge.NewAuthenticator(edge.AuthConfig{PasswordFile: file, FailedLogins: edge.FailedLogins{Burst: 1000, PerMinute: 1000}}, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() { a.Login(fmt.Sprint("u", i), []byte("x"), nil) })
+	}
+	wg.Wait()
+	if n := a.HashesAtOnce(); n > 2 || n < 1 {
+		t.Errorf("%d at once", n)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"tailrace/devices"
+	"tailrace/edge/auth"
 	"tailrace/storage"
 	"tailrace/uplink/pki"
 )
@@ -76,6 +78,11 @@ type StorageConfig struct {
 	// Classes are the storage classes, a commit log each; the first is the default
 	// and keeps sessions and other state. At least one.
 	Classes []ClassConfig `yaml:"classes"`
+	// MaxSize is the disk budget of all classes together, for example 8GiB; 0 = none.
+	MaxSize ByteSize `yaml:"max_size"`
+	// Endurance is how many bytes the medium can take in its life, by its maker's word
+	// (TBW), for example 40TB; 0 = not stated. With it status and metrics project its life.
+	Endurance ByteSize `yaml:"endurance"`
 	// MaxTopics bounds the streams that topics of devices can create; default 1000.
 	MaxTopics int `yaml:"max_topics"`
 }
@@ -90,7 +97,10 @@ type ClassConfig struct {
 	WhenFull string `yaml:"when_full"`
 	// MaxSize is the disk budget, for example 4GiB; 0 = bounded by the free space only.
 	MaxSize ByteSize `yaml:"max_size"`
-	// MinFree is kept free on the file system; 0 = two segments.
+	// Priority says who gives up first when storage.max_size or the file system is used
+	// up: the lowest number; of equal ones the last in the list. Default 0.
+	Priority int `yaml:"priority"`
+	// MinFree is kept free on the file system; 0 = two segments and 64KiB.
 	MinFree ByteSize `yaml:"min_free"`
 	// CommitInterval is the least time between two commits (the first after idle is
 	// immediate). Not set: by the medium, 0 on SSD and NVMe, 100ms on SD and eMMC.
@@ -109,6 +119,9 @@ type TopicConfig struct {
 	Retention time.Duration `yaml:"retention"`
 	// RetentionSize per partition; 0 = none.
 	RetentionSize ByteSize `yaml:"retention_size"`
+	// RetentionShare per stream, of the class's max_size, else of storage.max_size:
+	// 0.25 = a quarter; 0 = none. With RetentionSize the smaller counts.
+	RetentionShare float64 `yaml:"retention_share"`
 	// Mode of replication: "in-order" (default), "live-first" or "on-demand".
 	Mode string `yaml:"mode"`
 }
@@ -129,11 +142,51 @@ type MQTTConfig struct {
 	MaxSessionExpiry time.Duration `yaml:"max_session_expiry"`
 	// RetainedSize bounds all retained messages together; default 64MiB.
 	RetainedSize ByteSize `yaml:"retained_size"`
+	// Client bounds what one client may do.
+	Client ClientLimits `yaml:"client"`
+	// Address bounds what one IP address (IPv6: /64 network) may do before login.
+	Address AddressLimits `yaml:"address"`
+	// Quarantine keeps out what breaks the protocol or its limits again and again.
+	Quarantine QuarantineConfig `yaml:"quarantine"`
+}
+
+// ClientLimits bound one client. Size and in-flight limits are MaxRecordSize and ReceiveMaximum.
+type ClientLimits struct {
+	// PublishRate in messages a second, BytesPerSecond in bytes; above, the client is read
+	// more slowly and loses nothing. 0 (default) = no limit.
+	PublishRate    int      `yaml:"publish_rate"`
+	BytesPerSecond ByteSize `yaml:"bytes_per_second"`
+	// MaxTopics that one connection may publish to; more: 0x97. Default 10000.
+	MaxTopics int `yaml:"max_topics"`
+	// MaxSubscriptions per session; default 200.
+	MaxSubscriptions int `yaml:"max_subscriptions"`
+}
+
+// AddressLimits bound one address.
+type AddressLimits struct {
+	// MaxConnections; default 10000.
+	MaxConnections int `yaml:"max_connections"`
+	// MaxLogins are connections that have not logged in yet; default 1024.
+	MaxLogins int `yaml:"max_logins"`
+	// ConnectRate is new connections a second, after ConnectBurst; default 500 and MaxConnections.
+	ConnectRate  int `yaml:"connect_rate"`
+	ConnectBurst int `yaml:"connect_burst"`
+	// LoginTimeout from accept to CONNACK; default 10s.
+	LoginTimeout time.Duration `yaml:"login_timeout"`
+}
+
+// QuarantineConfig: so many offences within Duration keep a device out for Duration.
+type QuarantineConfig struct {
+	// Strikes; default 10, -1 = no quarantine.
+	Strikes int `yaml:"strikes"`
+	// Duration; default 1m.
+	Duration time.Duration `yaml:"duration"`
 }
 
 // ListenerConfig is one MQTT listener.
 type ListenerConfig struct {
-	// Address, host:port. Port 0 takes a free one.
+	// Address, host:port. Port 0 takes a free one. "systemd:NAME" takes the socket that
+	// systemd has opened under this name (FileDescriptorName= of the .socket unit).
 	Address string `yaml:"address"`
 	// Transport: "tcp" (default) or "websocket".
 	Transport string `yaml:"transport"`
@@ -158,9 +211,36 @@ type ServerTLS struct {
 type AuthConfig struct {
 	// AllowAnonymous lets everybody in who can reach a listener.
 	AllowAnonymous bool `yaml:"allow_anonymous"`
-	// PasswordFile has lines "user:$2y$..." (bcrypt; htpasswd -B makes them). Read
-	// again when it changes.
+	// PasswordFile has lines "user:hash" (argon2id, written by `tailrace passwd`, or bcrypt).
+	// Read again when it changes.
 	PasswordFile string `yaml:"password_file"`
+	// ACLFile has rules of access, or ACL has them here; see auth.Rules. Without either,
+	// who is in may publish and subscribe everywhere. Read again when it changes. An
+	// empty or broken file allows nothing.
+	ACLFile string   `yaml:"acl_file"`
+	ACL     []string `yaml:"acl"`
+	// BindClientID lets an identity use only client ids of its own: those of ClientIDs,
+	// patterns with {user} and maybe * at the end. Default: the name, or the name, one
+	// of - _ . : / and anything.
+	BindClientID bool     `yaml:"bind_client_id"`
+	ClientIDs    []string `yaml:"client_ids"`
+	// FailedLogins of one address; beyond, logins are refused before the password is hashed.
+	FailedLogins FailedLogins `yaml:"failed_logins"`
+}
+
+// FailedLogins: Burst at once (default 20), then PerMinute (default 30).
+type FailedLogins struct {
+	Burst     int     `yaml:"burst"`
+	PerMinute float64 `yaml:"per_minute"`
+}
+
+func (a AuthConfig) withDefaults() AuthConfig {
+	def(&a.FailedLogins.Burst, 20)
+	def(&a.FailedLogins.PerMinute, 30)
+	if a.BindClientID && a.ClientIDs == nil {
+		a.ClientIDs = auth.DefaultClientIDs
+	}
+	return a
 }
 
 // DevicesConfig bounds the device registry.
@@ -173,6 +253,14 @@ type DevicesConfig struct {
 type UplinkConfig struct {
 	// Hubs, host:port, all serving one store, tried in order. Empty: no uplink.
 	Hubs []string `yaml:"hubs"`
+	// Fallback, host:port over TCP (TLS), in the order of Hubs: used where UDP does not come
+	// through, and left again when it does. Empty: never.
+	Fallback []string `yaml:"fallback"`
+	// Proxy of the fallback, http://[user:password@]host:port, asked to CONNECT. Empty: none.
+	Proxy string `yaml:"proxy"`
+	// RateLimit is how many bytes a second the uplink may use; live records go first, and
+	// at once, and count. 0 = no limit.
+	RateLimit ByteSize `yaml:"rate_limit"`
 	// TLS: this node's certificate and the CA of the hub. Required with Hubs.
 	TLS *ClientTLS `yaml:"tls"`
 	// Window is how many bytes may be under way; default 8MiB.
@@ -253,6 +341,10 @@ func (c Config) withDefaults() Config {
 	def(&c.Storage.MaxTopics, 1000)
 	def(&c.MQTT.MaxRecordSize, 1<<20)
 	def(&c.MQTT.RetainedSize, 64<<20)
+	c.MQTT.Auth = c.MQTT.Auth.withDefaults()
+	def(&c.MQTT.Client.MaxTopics, 10_000)
+	def(&c.MQTT.Quarantine.Strikes, 10)
+	def(&c.MQTT.Quarantine.Duration, time.Minute)
 	for i := range c.MQTT.Listeners {
 		def(&c.MQTT.Listeners[i].Transport, "tcp")
 	}
@@ -299,6 +391,8 @@ func (c Config) validate() error {
 		bad(t.Match != "" && err == nil, "topics[%d].match %q: want a stream name or a pattern with * and ?", i, t.Match)
 		bad(t.Class == "" || classes[t.Class], "topics[%d].class %q: no such storage class", i, t.Class)
 		bad(t.Retention >= 0 && t.RetentionSize >= 0, "topics[%d]: negative retention", i)
+		bad(t.RetentionShare >= 0 && t.RetentionShare <= 1, "topics[%d].retention_share %v: want 0 to 1", i, t.RetentionShare)
+		bad(t.RetentionShare == 0 || c.Storage.budget(t.Class) > 0, "topics[%d].retention_share: a share of what? set max_size of its storage class, or storage.max_size", i)
 		_, err = parseMode(t.Mode)
 		bad(err == nil, "topics[%d].mode: %v", i, err)
 	}
@@ -316,6 +410,15 @@ func (c Config) validate() error {
 		_, _, err := net.SplitHostPort(h)
 		bad(err == nil, "uplink.hubs[%d] %q: want host:port", i, h)
 	}
+	for i, h := range c.Uplink.Fallback {
+		_, _, err := net.SplitHostPort(h)
+		bad(err == nil, "uplink.fallback[%d] %q: want host:port", i, h)
+	}
+	if p := c.Uplink.Proxy; p != "" {
+		u, err := url.Parse(p)
+		bad(err == nil && u.Scheme == "http" && u.Host != "", "uplink.proxy: want http://[user:password@]host:port")
+	}
+	bad(c.Uplink.RateLimit == 0 || c.Uplink.RateLimit >= 1<<10, "uplink.rate_limit %v: want at least 1KiB", c.Uplink.RateLimit)
 	if len(c.Uplink.Hubs) > 0 {
 		bad(c.Uplink.TLS != nil, "uplink.tls: required with hubs: {cert, key, ca}")
 	}
@@ -348,10 +451,34 @@ func (c Config) validateStorage(bad func(bool, string, ...any)) map[string]bool 
 		seg := cc.SegmentSize
 		def(&seg, 1<<20)
 		bad(seg >= 64<<10 && seg <= 64<<20, "storage.classes[%d].segment_size %v: want 64KiB to 64MiB", i, seg)
+		bad(c.Storage.MaxSize == 0 || c.Storage.MaxSize >= ByteSize(4+2*len(c.Storage.Classes))*seg, "storage.max_size %v: want 0 or at least %v", c.Storage.MaxSize, ByteSize(4+2*len(c.Storage.Classes))*seg)
 		bad(cc.MaxSize == 0 || cc.MaxSize >= 6*seg, "storage.classes[%d].max_size %v: want 0 or at least 6 segments (%v)", i, cc.MaxSize, 6*seg)
 		bad(cc.MinFree >= 0, "storage.classes[%d].min_free %v: negative", i, cc.MinFree)
 	}
 	return names
+}
+
+// budget is what a class may take: the smaller of its own and that of all; 0 = no bound.
+func (s StorageConfig) budget(class string) ByteSize {
+	b := s.MaxSize
+	for i, cc := range s.Classes {
+		if (cc.Name == class || class == "" && i == 0) && cc.MaxSize > 0 && (b == 0 || cc.MaxSize < b) {
+			b = cc.MaxSize
+		}
+	}
+	return b
+}
+
+// retentionBytes of a stream; 0 = none.
+func (s StorageConfig) retentionBytes(t TopicConfig) int64 {
+	size := int64(t.RetentionSize)
+	if t.RetentionShare > 0 {
+		share := int64(float64(s.budget(t.Class)) * t.RetentionShare)
+		if size == 0 || share < size {
+			size = max(share, 1)
+		}
+	}
+	return size
 }
 
 func (c Config) validateMQTT(bad func(bool, string, ...any)) {
@@ -362,17 +489,35 @@ func (c Config) validateMQTT(bad func(bool, string, ...any)) {
 		"mqtt: limits must not be negative, receive_maximum at most 65535")
 	certLogin := false
 	for i, l := range m.Listeners {
-		_, _, err := net.SplitHostPort(l.Address)
-		bad(err == nil, "mqtt.listeners[%d].address %q: want host:port", i, l.Address)
+		if name, ok := activated(l.Address); ok {
+			bad(name != "" && !strings.Contains(name, ":"), "mqtt.listeners[%d].address %q: want systemd:NAME", i, l.Address)
+		} else {
+			_, _, err := net.SplitHostPort(l.Address)
+			bad(err == nil, "mqtt.listeners[%d].address %q: want host:port or systemd:NAME", i, l.Address)
+		}
 		bad(l.Transport == "tcp" || l.Transport == "websocket", "mqtt.listeners[%d].transport %q: want tcp or websocket", i, l.Transport)
 		if l.TLS == nil {
-			bad(l.AllowPlaintext || isLoopback(l.Address), "mqtt.listeners[%d].address %q: others can reach it and it has no tls; add tls: {cert, key} or say allow_plaintext: true", i, l.Address)
+			_, inherited := activated(l.Address) // checked when its address is known
+			bad(l.AllowPlaintext || inherited || isLoopback(l.Address), "mqtt.listeners[%d].address %q: others can reach it and it has no tls; add tls: {cert, key} or say allow_plaintext: true", i, l.Address)
 			continue
 		}
 		bad(l.TLS.Cert != "" && l.TLS.Key != "", "mqtt.listeners[%d].tls: cert and key are required", i)
 		bad(!l.TLS.RequireClientCert || l.TLS.ClientCA != "", "mqtt.listeners[%d].tls.require_client_cert needs client_ca", i)
 		certLogin = certLogin || l.TLS.ClientCA != ""
 	}
+	bad(m.Auth.ACLFile == "" || m.Auth.ACL == nil, "mqtt.auth: acl_file or acl, not both")
+	if _, err := auth.ReadRules(strings.NewReader(strings.Join(m.Auth.ACL, "\n"))); err != nil {
+		bad(false, "mqtt.auth.acl: %w", err)
+	}
+	bad(m.Auth.ClientIDs == nil || m.Auth.BindClientID, "mqtt.auth.client_ids: needs bind_client_id: true")
+	if _, err := auth.NewBinding(m.Auth.ClientIDs); err != nil {
+		bad(false, "mqtt.auth.client_ids: %w", err)
+	}
+	bad(m.Auth.FailedLogins.Burst >= 1 && m.Auth.FailedLogins.PerMinute > 0, "mqtt.auth.failed_logins: burst and per_minute must be above 0")
+	cl, ad := m.Client, m.Address
+	bad(cl.PublishRate >= 0 && cl.BytesPerSecond >= 0 && cl.MaxTopics >= 1 && cl.MaxSubscriptions >= 0, "mqtt.client: limits must not be negative")
+	bad(ad.MaxConnections >= 0 && ad.MaxLogins >= 0 && ad.ConnectRate >= 0 && ad.ConnectBurst >= 0 && ad.LoginTimeout >= 0, "mqtt.address: limits must not be negative")
+	bad(m.Quarantine.Strikes >= -1 && m.Quarantine.Duration > 0, "mqtt.quarantine: want strikes of -1 or more and a duration")
 	if len(m.Listeners) > 0 {
 		bad(m.Auth.AllowAnonymous || m.Auth.PasswordFile != "" || certLogin,
 			"mqtt.auth: nobody could log in: set password_file, a listener with tls.client_ca, or allow_anonymous: true")
@@ -398,8 +543,7 @@ func isLoopback(address string) bool {
 func (c Config) CheckFiles() error {
 	c = c.withDefaults()
 	var errs []error
-	if c.MQTT.Auth.PasswordFile != "" {
-		_, err := loadPasswords(c.MQTT.Auth.PasswordFile)
+	if _, err := newAuthenticator(c.MQTT.Auth, c.Now); err != nil {
 		errs = append(errs, err)
 	}
 	for i, l := range c.MQTT.Listeners {

@@ -18,7 +18,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -40,9 +42,12 @@ type Node struct {
 	notify notifier
 	medium medium
 
-	mqttTLS   []*tls.Config // per listener; nil = plain
+	mqttTLS   []*liveTLS // per listener; nil = plain
+	inherited *inherited
 	uplinkTLS *tls.Config
-	bridgeCfg []bridge.Config
+	// uplinkPair is the certificate of the next connection to the hub.
+	uplinkPair atomic.Pointer[tls.Certificate]
+	bridgeCfg  []bridge.Config
 
 	registry *devices.Registry
 	started  time.Time
@@ -59,8 +64,10 @@ type Node struct {
 	link       *link.Client // nil without hubs
 	mqttAddrs  []net.Addr
 	httpAddr   net.Addr // nil when off
-	sectors    int64    // written by the disk before we started; -1 unknown
 	committing progressWatch
+	wear       *wear
+	alarms     alarms
+	fileSystem string // what is wrong with that of the data directory
 }
 
 // New checks the configuration and reads the files that it names.
@@ -69,7 +76,7 @@ func New(c Config) (*Node, error) {
 	if err := c.validate(); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
-	n := &Node{cfg: c, logger: c.Logger, notify: newNotifier(os.Getenv), ready: make(chan struct{}), started: c.Now(),
+	n := &Node{cfg: c, logger: c.Logger, notify: newNotifier(os.Getenv), inherited: inheritedSockets(os.Getenv), ready: make(chan struct{}), started: c.Now(),
 		registry: devices.NewRegistry(devices.RegistryConfig{Node: c.Node, MaxDevices: c.Devices.Max})}
 	var err error
 	if n.router, err = devices.NewRouter(devices.RouterConfig{Rules: c.Routes, Default: c.Default}); err != nil {
@@ -79,9 +86,9 @@ func New(c Config) (*Node, error) {
 		return nil, err
 	}
 	for i, l := range c.MQTT.Listeners {
-		var t *tls.Config
+		var t *liveTLS
 		if l.TLS != nil {
-			if t, err = l.TLS.load(); err != nil {
+			if t, err = newLiveTLS(l.TLS); err != nil {
 				return nil, fmt.Errorf("mqtt.listeners[%d].tls: %w", i, err)
 			}
 		}
@@ -91,6 +98,8 @@ func New(c Config) (*Node, error) {
 		if n.uplinkTLS, err = c.loadUplink(); err != nil {
 			return nil, fmt.Errorf("uplink.tls: %w", err)
 		}
+		n.uplinkPair.Store(&n.uplinkTLS.Certificates[0])
+		n.uplinkTLS.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return n.uplinkPair.Load(), nil }
 	}
 	for _, b := range c.Bridges {
 		bc, err := b.bridgeConfig(c)
@@ -118,13 +127,53 @@ func (n *Node) clockTrusted() bool {
 // Store is the node's store, for tests that look inside. Valid once Ready.
 func (n *Node) Store() *storage.Store { return n.store }
 
-// Reload reads the password file again now, whether or not it seems changed.
+// Reload reads passwords, rules of access and certificates again now, whether or not
+// they seem changed. Connections stay, but for those of whom is not let in any more,
+// and subscriptions that are not allowed any more end. A certificate that cannot be read
+// leaves the old one in use; passwords or rules that cannot be read leave nobody any right.
 func (n *Node) Reload() error {
-	changed, err := n.auth.reload()
+	var errs []error
+	for i, t := range n.mqttTLS {
+		if t != nil {
+			if err := t.reload(); err != nil {
+				errs = append(errs, fmt.Errorf("mqtt.listeners[%d].tls, the old one stays: %w", i, err))
+			}
+		}
+	}
+	if n.uplinkTLS != nil {
+		if t, err := n.cfg.loadUplink(); err != nil {
+			errs = append(errs, fmt.Errorf("uplink.tls, the old one stays: %w", err))
+		} else {
+			n.uplinkPair.Store(&t.Certificates[0])
+		}
+	}
+	errs = append(errs, n.reloadAccess(true))
+	return errors.Join(errs...)
+}
+
+// reloadAccess reads passwords and rules again, and asks about everybody if they changed.
+func (n *Node) reloadAccess(force bool) error {
+	changed, err := n.auth.reload(force)
 	if changed {
-		n.logger.Info("password file read again")
+		select {
+		case <-n.ready:
+			n.reviewAccess(err)
+		default: // nobody is in
+		}
 	}
 	return err
+}
+
+// reviewAccess lets everything that is connected or subscribed be asked about again.
+func (n *Node) reviewAccess(why error) {
+	n.ingest.generation.Add(1)
+	closed, ended := n.mqtt.Review(n.ingest.Still, func(c *mqtt.Client, filter string) error {
+		if n.auth.policy.Load().broken != nil { // the connections end; their sessions wait for better rules
+			return nil
+		}
+		return n.ingest.AuthorizeSubscribe(c, filter, 0)
+	})
+	n.logger.Info("access reviewed", "connections_closed", closed, "subscriptions_ended", ended, "err", why)
 }
 
 // open opens the store and makes everything that hangs on it. Nothing runs yet.
@@ -134,12 +183,13 @@ func (n *Node) open() error {
 		return fmt.Errorf("make storage.dir: %w", err)
 	}
 	n.medium = mediumOf(c.Storage.Dir)
-	if fs := volatile(c.Storage.Dir); fs != "" {
-		n.logger.Warn("storage.dir lies on a file system that may not survive a power cut; acknowledged records would be gone with it", "dir", c.Storage.Dir, "file_system", fs)
-	}
+	n.wear = newWear(n.medium, "/sys", int64(c.Storage.Endurance), c.Now())
+	n.alarms.logger = n.logger
+	n.fileSystem = fileSystemWarning(c.Storage.Dir)
 	sc := storage.Config{
 		Dir: c.Storage.Dir, FS: c.FS, NodeID: c.Node, OriginHeaders: true, Now: c.Now, Logger: n.logger.With("part", "storage"),
 		Folds: map[storage.StateKind]storage.FoldFunc{storage.KindWindow: mqtt.FoldWindow}, NewEpoch: c.NewEpoch,
+		MaxBytes: int64(c.Storage.MaxSize),
 	}
 	names := make([]string, 0, len(c.Storage.Classes))
 	for _, cc := range c.Storage.Classes {
@@ -154,13 +204,10 @@ func (n *Node) open() error {
 		sc.Classes = append(sc.Classes, storage.ClassConfig{
 			Name: cc.Name, SegmentBytes: int(cc.SegmentSize), CommitInterval: interval,
 			MaxBytes: int64(cc.MaxSize), WhenFull: policy, MinFreeBytes: int64(cc.MinFree),
+			Priority: cc.Priority,
 		})
 		names = append(names, cc.Name)
 		n.logger.Info("storage class", "class", cc.Name, "commit_interval", interval, "medium", n.medium.Kind, "device", n.medium.Device, "when_full", policy.String())
-	}
-	n.sectors = -1
-	if s, ok := n.medium.sectorsWritten("/sys"); ok {
-		n.sectors = s
 	}
 	var err error
 	if n.store, err = storage.Open(sc); err != nil {
@@ -170,22 +217,32 @@ func (n *Node) open() error {
 		n.logger.Warn("the log was repaired", "class", r.Class, "file", r.File, "what", r.What, "bytes", r.Bytes, "entries", r.Entries, "detail", r.Detail)
 	}
 	n.streams = newStreams(n.store, c)
-	if err := n.streams.reconcile(); err != nil {
+	if err := n.streams.reconcile(); errors.Is(err, storage.ErrFull) {
+		n.logger.Warn("new settings of streams wait until there is room on the disk and the node is started again", "err", err)
+	} else if err != nil {
 		return err
 	}
+	n.wear.tick(c.Now(), n.store.Stats())
+	n.checkAlarms()
 	n.loadRegistry()
 	n.source = newSource(n.store, n.streams, n.logger.With("part", "uplink"))
 	n.streams.changed = func() { wake(n.source.changed) }
-	n.ingest = &ingest{store: n.store, router: n.router, streams: n.streams, registry: n.registry, auth: n.auth, classes: names, logger: n.logger}
+	n.ingest = &ingest{store: n.store, router: n.router, streams: n.streams, registry: n.registry, auth: n.auth, classes: names, logger: n.logger,
+		suspects: newQuarantine(c.MQTT.Quarantine, c.Now, n.logger), topics: c.MQTT.Client.MaxTopics, review: func() { n.mqtt.Review(n.ingest.Still, nil) }}
 	if n.mqtt, err = mqtt.NewServer(mqtt.Config{
 		Backend: n.ingest, State: state{n.store}, Now: c.Now, Logger: n.logger.With("part", "mqtt"),
 		Limits: mqtt.Limits{
 			MaxRecordBytes: int(c.MQTT.MaxRecordSize), MaxConnections: c.MQTT.MaxConnections, ReceiveMaximum: c.MQTT.ReceiveMaximum,
 			Sessions: c.MQTT.MaxSessions, MaxSessionExpiry: c.MQTT.MaxSessionExpiry, RetainedBytes: int(c.MQTT.RetainedSize),
+			PublishRate: c.MQTT.Client.PublishRate, PublishBytes: int(c.MQTT.Client.BytesPerSecond), Subscriptions: c.MQTT.Client.MaxSubscriptions,
+			MaxPerAddress: c.MQTT.Address.MaxConnections, MaxLoginsPerAddress: c.MQTT.Address.MaxLogins,
+			ConnectRate: c.MQTT.Address.ConnectRate, ConnectBurst: c.MQTT.Address.ConnectBurst, LoginTimeout: c.MQTT.Address.LoginTimeout,
 		},
 	}); err != nil {
 		return err
 	}
+	// Rules may have changed while we were away: subscriptions of sessions are asked about.
+	n.reviewAccess(nil)
 	for _, bc := range n.bridgeCfg {
 		bc.Sink = newBridgeSink(n.ingest, bc.ClientID)
 		b, err := bridge.New(bc)
@@ -197,7 +254,14 @@ func (n *Node) open() error {
 	if len(c.Uplink.Hubs) == 0 {
 		return nil
 	}
+	var proxy *url.URL
+	if p := c.Uplink.Proxy; p != "" {
+		if proxy, err = url.Parse(p); err != nil {
+			return fmt.Errorf("uplink.proxy: %w", err)
+		}
+	}
 	if n.link, err = link.NewClient(link.ClientConfig{
+		Fallback: c.Uplink.Fallback, Proxy: proxy, RateLimit: int64(c.Uplink.RateLimit),
 		NodeID: c.Node, Hubs: c.Uplink.Hubs, TLS: n.uplinkTLS, Source: n.source, Status: n.wireStatus, PacketConn: c.PacketConn,
 		Logger: n.logger.With("part", "uplink"), Boot: n.store.Identity().BootID, Software: "tailrace-edge " + c.Version,
 		KnownStore: n.source.knownStore, OnWelcome: n.source.welcomed,
@@ -231,12 +295,18 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		return l, nil
 	}
 	for _, lc := range n.cfg.MQTT.Listeners {
-		l, err := listen("mqtt", lc.Address)
+		l, err := n.listenMQTT(lc, listen)
+		if err == nil && !slices.Contains(listeners, l) {
+			listeners = append(listeners, l)
+		}
 		if err != nil {
 			closeAll()
 			return errors.Join(err, n.store.Close())
 		}
 		n.mqttAddrs = append(n.mqttAddrs, l.Addr())
+	}
+	if err := n.inherited.closeUnused(); err != nil {
+		n.logger.Warn("socket activation", "err", err)
 	}
 	mqttListeners := listeners
 	var web net.Listener
@@ -269,7 +339,10 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	var intake, uplink, house, server errgroup.Group
 
 	for i, l := range mqttListeners {
-		o := mqtt.ListenerOptions{TLS: n.mqttTLS[i], WebSocket: n.cfg.MQTT.Listeners[i].Transport == "websocket"}
+		o := mqtt.ListenerOptions{WebSocket: n.cfg.MQTT.Listeners[i].Transport == "websocket"}
+		if t := n.mqttTLS[i]; t != nil {
+			o.TLS = t.config()
+		}
 		n.logger.Info("listening for mqtt", "address", l.Addr().String(), "tls", o.TLS != nil, "websocket", o.WebSocket)
 		intake.Go(func() error {
 			if err := n.mqtt.Serve(l, o); err != nil && !errors.Is(err, mqtt.ErrServerClosed) {
@@ -286,6 +359,12 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		unsubscribe := n.store.Subscribe(n.source.changed)
 		defer unsubscribe()
 		uplink.Go(func() error { n.link.Run(linkCtx); return nil })
+		uplink.Go(func() error {
+			if err := link.WatchLinkUp(linkCtx, n.link.LinkUp); linkCtx.Err() == nil {
+				n.logger.Info("a network that comes back is found by probes only", "err", err)
+			}
+			return nil
+		})
 	}
 	house.Go(func() error { n.housekeeping(houseCtx); return nil })
 	house.Go(func() error { n.notify.watch(houseCtx, n.healthy); return nil })
@@ -352,6 +431,23 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	return errors.Join(errs...)
 }
 
+// listenMQTT opens a listener, or takes the one that systemd has opened.
+func (n *Node) listenMQTT(c ListenerConfig, open func(what, address string) (net.Listener, error)) (net.Listener, error) {
+	name, ok := activated(c.Address)
+	if !ok {
+		return open("mqtt", c.Address)
+	}
+	l, err := n.inherited.listen(name)
+	if err != nil {
+		return nil, err
+	}
+	if c.TLS == nil && !c.AllowPlaintext && reachable(l) {
+		l.Close()
+		return nil, fmt.Errorf("mqtt listener %s: others can reach %s and it has no tls; add tls: {cert, key} or say allow_plaintext: true", c.Address, l.Addr())
+	}
+	return l, nil
+}
+
 // flushUplink waits until the hub has everything, the deadline, or a second without progress.
 func (n *Node) flushUplink(ctx context.Context) {
 	if n.link == nil || !n.link.State().Connected {
@@ -400,6 +496,11 @@ func (n *Node) housekeeping(ctx context.Context) {
 		case <-t.C:
 			now := n.cfg.Now()
 			n.registry.Tick(now)
+			if err := n.reloadAccess(false); err != nil {
+				n.logger.Error("passwords or rules of access cannot be read again", "err", err)
+			}
+			n.wear.tick(now, n.store.Stats())
+			n.checkAlarms()
 			if now.Sub(saved) >= saveInterval {
 				saved = now
 				n.saveRegistry(ctx, false)

@@ -3,8 +3,10 @@ package edge
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"net/netip"
 	"time"
 
+	"tailrace/edge/auth"
 	"tailrace/edge/mqtt"
 	"tailrace/storage"
 	"tailrace/uplink/link"
@@ -23,16 +25,28 @@ func (n *Node) Healthy() bool { return n.healthy() }
 type Authenticator struct{ a *authenticator }
 
 func NewAuthenticator(c AuthConfig, now func() time.Time) (Authenticator, error) {
-	a, err := newAuthenticator(c, now)
+	a, err := newAuthenticator(c.withDefaults(), now)
 	return Authenticator{a}, err
 }
 
 func (a Authenticator) Login(user string, password []byte, cert *x509.Certificate) (string, error) {
-	if _, err := a.a.refresh(); err != nil {
-		return "", err
-	}
-	return a.a.login(user, password, cert)
+	return a.LoginFrom(user, password, cert, netip.MustParseAddr("127.0.0.1"))
 }
+
+func (a Authenticator) LoginFrom(user string, password []byte, cert *x509.Certificate, from netip.Addr) (string, error) {
+	id, _, err := a.a.login(user, password, cert, from)
+	return id, err
+}
+
+func (a Authenticator) May(identity, client, topic string) bool {
+	return a.a.may(identity, client, auth.Publish, topic)
+}
+
+func (a Authenticator) Hashes() int64 { return a.a.hashes.Load() }
+
+func (a Authenticator) HashesAtOnce() int64 { return a.a.hashPeak.Load() }
+
+func (a Authenticator) Reload(force bool) (bool, error) { return a.a.reload(force) }
 
 func DetectMedium(sys string, major, minor uint32) (device, kind string, interval time.Duration, sectors int64) {
 	m := detectMedium(sys, major, minor)

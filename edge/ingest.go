@@ -5,12 +5,14 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"tailrace/devices"
+	"tailrace/edge/auth"
 	"tailrace/edge/mqtt"
 	"tailrace/edge/mqtt/packet"
 	"tailrace/storage"
@@ -28,6 +30,9 @@ type ingest struct {
 	streams  *streams
 	registry *devices.Registry
 	auth     *authenticator
+	suspects *quarantine
+	topics   int      // topics one connection may publish to; 0 = no limit
+	review   func()   // ends the connections of who may not stay; set by the node
 	classes  []string // in the order of the configuration; 0 is the default and keeps all state
 	logger   *slog.Logger
 
@@ -49,28 +54,120 @@ type route struct {
 	device     atomic.Pointer[devices.Device]
 }
 
+// visitor is what the node knows of one connection; it is the client's Routes.
+type visitor struct {
+	credential
+	// topics are hashes of the topics that were published to, used by the connection's goroutine only.
+	topics map[uint64]struct{}
+	over   bool // met the limit of topics
+}
+
+var topicSeed = maphash.MakeSeed()
+
+// Authenticate implements mqtt.Backend.
 func (in *ingest) Authenticate(c *mqtt.Client, username string, password []byte, cert *x509.Certificate) error {
-	if changed, err := in.auth.refresh(); err != nil {
-		in.logger.Error("password file cannot be read again, the users known so far stay", "err", err)
-	} else if changed {
-		in.logger.Info("password file read again")
+	id, cr, err := in.auth.login(username, password, cert, addrOf(c.Remote))
+	if err == nil {
+		c.Identity = id
+		if !c.Assigned && !in.auth.binding.Allows(id, c.ID) {
+			err = refusal(packet.ClientIDNotValid, "client id does not belong to the identity")
+		}
 	}
-	id, err := in.auth.login(username, password, cert)
+	if err == nil {
+		err = in.suspects.check(c)
+	}
 	if err != nil {
 		in.refused[refusedLogin].Add(1)
 		return err
 	}
-	c.Identity = id
+	c.Routes = &visitor{credential: cr}
 	return nil
 }
+
+// AuthorizeSubscribe implements mqtt.SubscribeAuthorizer.
+func (in *ingest) AuthorizeSubscribe(c *mqtt.Client, filter string, _ byte) error {
+	if !in.auth.may(c.Identity, c.ID, auth.Subscribe, filter) {
+		in.refused[refusedACL].Add(1)
+		return errNotAllowed
+	}
+	return nil
+}
+
+// AuthorizeWill implements mqtt.WillAuthorizer.
+func (in *ingest) AuthorizeWill(c *mqtt.Client, topic string) error {
+	if !in.auth.may(c.Identity, c.ID, auth.Will, topic) {
+		in.refused[refusedACL].Add(1)
+		return refusal(packet.NotAuthorized, "the will's topic is not allowed")
+	}
+	return nil
+}
+
+// Still implements mqtt.Reviewer; it is asked in reviews, too.
+func (in *ingest) Still(c *mqtt.Client) error {
+	v, _ := c.Routes.(*visitor)
+	if v == nil {
+		return nil
+	}
+	if err := in.auth.still(c.Identity, v.credential); err != nil {
+		return err
+	}
+	return in.suspects.check(c)
+}
+
+// Ended implements mqtt.EndObserver.
+func (in *ingest) Ended(c *mqtt.Client, code packet.Code, err error) {
+	if reason := offence(code, err); reason != "" {
+		in.suspects.strike(c, reason)
+	}
+}
+
+// mayPublish is asked once per connection and topic, and again after a reload.
+func (in *ingest) mayPublish(c *mqtt.Client, topic string, will bool) error {
+	what := auth.Publish
+	if will {
+		what = auth.Will
+	}
+	if !in.auth.may(c.Identity, c.ID, what, topic) {
+		return errNotAllowed
+	}
+	v, _ := c.Routes.(*visitor)
+	if v == nil || in.topics <= 0 || will {
+		return nil
+	}
+	h := maphash.String(topicSeed, topic)
+	if _, known := v.topics[h]; known {
+		return nil
+	}
+	if len(v.topics) >= in.topics {
+		if !v.over {
+			v.over = true // one strike per connection
+			if in.suspects.strike(c, "more topics than allowed") {
+				go in.review()
+			}
+		}
+		return errTopicFlood
+	}
+	if v.topics == nil {
+		v.topics = map[uint64]struct{}{}
+	}
+	v.topics[h] = struct{}{}
+	return nil
+}
+
+var (
+	errNotAllowed = errors.New("not allowed by the rules of access")
+	errTopicFlood = errors.New("more topics than one client may publish to")
+)
 
 // Begin implements mqtt.Backend.
 func (in *ingest) Begin(c *mqtt.Client) mqtt.Burst {
 	user := c.Identity
-	if user == "" {
+	if user == auth.Anonymous || user == "" {
 		user = c.Username
 	}
-	return in.begin(c.ID, user)
+	b := in.begin(c.ID, user)
+	b.who = c
+	return b
 }
 
 func (in *ingest) begin(client, user string) *burst {
@@ -88,6 +185,7 @@ func (in *ingest) begin(client, user string) *burst {
 // Commit, then to the committer.
 type burst struct {
 	in           *ingest
+	who          *mqtt.Client // nil for a bridge, which is as trusted as the configuration
 	client, user string
 	appends      []*storage.Append // by class; nil until the class was needed once
 	state        bool              // appends[0] has state changes
@@ -112,7 +210,7 @@ func (b *burst) Add(p *mqtt.Publish) error {
 	r, _ := (*p.Route).(*route)
 	if r == nil || r.generation != b.in.generation.Load() {
 		var keep bool
-		if r, keep = b.in.resolve(p.Name, b.client, b.user, p.Arrival); keep {
+		if r, keep = b.in.admitted(b.who, b.user, p); keep {
 			*p.Route = r
 		}
 	}
@@ -233,7 +331,7 @@ func (b *burst) finish(err error) {
 	if cap(b.scratch) > maxScratch {
 		b.scratch = nil
 	}
-	b.client, b.user, b.state, b.done, b.failed = "", "", false, nil, nil
+	b.who, b.client, b.user, b.state, b.done, b.failed = nil, "", "", false, nil, nil
 	in.bursts.Put(b)
 	if err != nil {
 		if errors.Is(err, storage.ErrUnknownTopic) {
@@ -247,6 +345,18 @@ func (b *burst) finish(err error) {
 		}
 	}
 	done(err)
+}
+
+// admitted makes the route of one topic of a client that may publish to it.
+func (in *ingest) admitted(c *mqtt.Client, user string, p *mqtt.Publish) (r *route, keep bool) {
+	// Read before the rules are: a reload in between makes this route outdated.
+	generation := in.generation.Load()
+	if err := in.mayPublish(c, p.Name, p.Will); err != nil {
+		return &route{generation: generation, err: err}, true
+	}
+	r, keep = in.resolve(p.Name, c.ID, user, p.Arrival)
+	r.generation = generation
+	return r, keep
 }
 
 // resolve makes the route of one topic. keep: it may be cached; a refusal for a
@@ -281,10 +391,12 @@ const (
 	refusedFull
 	refusedDisk
 	refusedLogin
+	refusedACL    // the rules of access do not allow it
+	refusedDevice // more topics than one client may publish to
 	refusals
 )
 
-var refusalNames = [refusals]string{"unmatched", "rule", "time", "max_topics", "too_large", "disk_full", "disk_error", "login"}
+var refusalNames = [refusals]string{"unmatched", "rule", "time", "max_topics", "too_large", "disk_full", "disk_error", "login", "acl", "client_topics"}
 
 // refuse counts one refused publish and gives it its MQTT reason.
 func (in *ingest) refuse(r *route, err error) error {
@@ -304,6 +416,10 @@ func (in *ingest) failure(err error) error {
 		kind, code = refusedRule, packet.TopicNameInvalid
 	case errors.Is(err, devices.ErrNoTime):
 		kind, code = refusedTime, packet.PayloadFormatInvalid
+	case errors.Is(err, errNotAllowed):
+		kind, code = refusedACL, packet.NotAuthorized
+	case errors.Is(err, errTopicFlood):
+		kind, code = refusedDevice, packet.QuotaExceeded
 	case errors.Is(err, errTooManyTopics):
 		kind, code = refusedTopics, packet.QuotaExceeded
 	case errors.Is(err, storage.ErrTooLarge):

@@ -30,6 +30,10 @@ var (
 	mFree       = metric{"tailrace_disk_free_bytes", "gauge", "Free bytes on the file system of the log."}
 	mDevice     = metric{"tailrace_device_written_bytes_total", "counter", "Bytes the whole disk has written since start, journal and other programs included: what wears the flash."}
 	mDeviceRate = metric{"tailrace_device_bytes_per_record_byte", "gauge", "Device bytes per byte of record batches since start. High on SD cards: raise commit_interval."}
+	mFsyncRate  = metric{"tailrace_fsyncs_per_minute", "gauge", "Fsyncs of segment files over the last minute."}
+	mLife       = metric{"tailrace_flash_life_years", "gauge", "What storage.endurance lasts from new at the rate since start."}
+	mAlarm      = metric{"tailrace_alarm", "gauge", "1 while the alarm is on: disk_full, disk_error, evicting, wear, file_system."}
+	mReserve    = metric{"tailrace_disk_reserve_bytes", "gauge", "Bytes kept allocated so that data can be given up on a full disk; 0 while they are in use."}
 	mLost       = metric{"tailrace_lost_records_total", "counter", "Acknowledged records that this node gave up or lost since start."}
 	mRefused    = metric{"tailrace_ingest_refused_total", "counter", "Publishes and logins refused, by reason. unmatched and rule: look at the routes."}
 	mRule       = metric{"tailrace_route_records_total", "counter", "Publishes accepted by each route."}
@@ -42,6 +46,11 @@ var (
 	mDups       = metric{"tailrace_mqtt_duplicates_total", "counter", "Re-sent publishes that were durable already and not stored again."}
 	mAmbiguous  = metric{"tailrace_mqtt_ambiguous_total", "counter", "Re-sent publishes stored although they may have been stored before."}
 	mDropped    = metric{"tailrace_mqtt_dropped_total", "counter", "Deliveries to MQTT subscribers dropped: too slow or away too long."}
+	mThrottled  = metric{"tailrace_mqtt_throttled_total", "counter", "Times a client above its publish rate was not read for a while."}
+	mConnRef    = metric{"tailrace_mqtt_connections_refused_total", "counter", "Connections closed unread: limits before login (all, or one address)."}
+	mQuarantine = metric{"tailrace_mqtt_quarantined", "gauge", "Devices that are kept out for a while; status tells which and why."}
+	mQuarTotal  = metric{"tailrace_mqtt_quarantines_total", "counter", "Times a device was put into quarantine, by reason."}
+	mBroken     = metric{"tailrace_access_broken", "gauge", "1 while passwords or rules of access cannot be read: nobody has any right."}
 	mPanics     = metric{"tailrace_mqtt_panics_total", "counter", "Connections closed by a bug of the server. Please report."}
 	mDevices    = metric{"tailrace_devices_known", "gauge", "Devices in the registry."}
 	mForgotten  = metric{"tailrace_devices_forgotten_total", "counter", "Devices forgotten for lack of room since start: raise devices.max, or look for invented names."}
@@ -98,6 +107,23 @@ func (n *Node) serveMetrics(w http.ResponseWriter, _ *http.Request) {
 	metrics.WriteProcessMetrics(w)
 }
 
+// collectAlarms shows those that are on, and every kind so that a rule finds it.
+func (n *Node) collectAlarms(e *exposition) {
+	on := n.checkAlarms()
+	for _, kind := range alarmKinds {
+		any := false
+		for _, a := range on {
+			if a.Kind == kind {
+				any = true
+				e.add(mAlarm, 1, "alarm", kind, "class", a.Class)
+			}
+		}
+		if !any {
+			e.add(mAlarm, 0, "alarm", kind, "class", "")
+		}
+	}
+}
+
 func (n *Node) collect(e *exposition) {
 	e.add(mInfo, 1, "version", n.cfg.Version, "node", n.cfg.Node, "medium", n.medium.Kind)
 	n.eachPartition(func(t TopicStatus) {
@@ -112,9 +138,8 @@ func (n *Node) collect(e *exposition) {
 	for _, b := range backlog {
 		e.add(mLagBytes, float64(b.Bytes), "topic", b.Topic, "partition", strconv.Itoa(b.Partition))
 	}
-	var payload uint64
-	for _, c := range n.store.Stats().Classes {
-		payload += c.RecordBytes
+	st := n.store.Stats()
+	for _, c := range st.Classes {
 		e.add(mRecords, float64(c.Records), "class", c.Class)
 		e.add(mPayload, float64(c.RecordBytes), "class", c.Class)
 		e.add(mCommits, float64(c.Commits), "class", c.Class)
@@ -123,19 +148,25 @@ func (n *Node) collect(e *exposition) {
 		e.add(mFailures, float64(c.Failures), "class", c.Class)
 		e.add(mDisk, float64(c.DiskBytes), "class", c.Class)
 		e.add(mBudget, float64(c.MaxBytes), "class", c.Class)
+		e.add(mReserve, float64(c.Reserve), "class", c.Class)
 		e.add(mLost, float64(c.EvictedRecords), "class", c.Class, "reason", "evicted")
 		e.add(mLost, float64(c.DamagedRecords), "class", c.Class, "reason", "damaged")
 	}
 	if free, ok := freeBytes(n.cfg.Storage.Dir); ok {
 		e.add(mFree, float64(free))
 	}
-	if s, ok := n.medium.sectorsWritten("/sys"); ok && n.sectors >= 0 {
-		written := float64(s-n.sectors) * 512
-		e.add(mDevice, written)
-		if payload > 0 {
-			e.add(mDeviceRate, written/float64(payload))
-		}
+	f := n.wear.status(n.cfg.Now(), st)
+	e.add(mFsyncRate, f.FsyncsPerMinute)
+	if f.DeviceBytes >= 0 {
+		e.add(mDevice, float64(f.DeviceBytes))
 	}
+	if f.PerRecordByte > 0 {
+		e.add(mDeviceRate, f.PerRecordByte)
+	}
+	if f.LifeYears > 0 {
+		e.add(mLife, f.LifeYears)
+	}
+	n.collectAlarms(e)
 	for i := range n.ingest.refused {
 		e.add(mRefused, float64(n.ingest.refused[i].Load()), "reason", refusalNames[i])
 	}
@@ -152,6 +183,18 @@ func (n *Node) collect(e *exposition) {
 	e.add(mDups, float64(m.Duplicates))
 	e.add(mAmbiguous, float64(m.Ambiguous))
 	e.add(mDropped, float64(m.Dropped))
+	e.add(mThrottled, float64(m.Throttled))
+	e.add(mConnRef, float64(m.ConnectionsRefused))
+	out, quarantines := n.ingest.suspects.list()
+	e.add(mQuarantine, float64(len(out)))
+	for reason, times := range quarantines {
+		e.add(mQuarTotal, float64(times), "reason", reason)
+	}
+	broken := 0.0
+	if n.auth.policy.Load().broken != nil {
+		broken = 1
+	}
+	e.add(mBroken, broken)
 	e.add(mPanics, float64(m.Panics))
 	e.add(mDevices, float64(n.registry.Len()))
 	e.add(mForgotten, float64(n.registry.Evicted()))

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"encoding/hex"
+	"strings"
 	"time"
 
 	"tailrace/edge/bridge"
@@ -16,6 +17,7 @@ type Status struct {
 	Started   time.Time     `json:"started"`
 	UptimeSec int64         `json:"uptime_s"`
 	Ready     bool          `json:"ready"`
+	Alarms    []Alarm       `json:"alarms"` // what is wrong with the disk now
 	Store     StoreStatus   `json:"store"`
 	Uplink    *UplinkStatus `json:"uplink"` // null without hubs
 	Topics    []TopicStatus `json:"topics"`
@@ -33,6 +35,8 @@ type StoreStatus struct {
 	Device   string        `json:"device"`
 	Medium   string        `json:"medium"`
 	FreeDisk int64         `json:"free_bytes"` // of the file system; -1 unknown
+	MaxBytes int64         `json:"max_bytes"`  // budget of all classes together; 0 none
+	Flash    FlashStatus   `json:"flash"`
 	Classes  []ClassStatus `json:"classes"`
 	Repairs  []string      `json:"repairs"` // what this start had to repair
 	Losses   []LossStatus  `json:"losses"`  // acknowledged, gone, and not yet in the hub's ledger
@@ -48,6 +52,9 @@ type ClassStatus struct {
 	Refused   uint64 `json:"refused"`
 	DiskBytes int64  `json:"disk_bytes"`
 	MaxBytes  int64  `json:"max_bytes"`
+	Reserve   int64  `json:"reserve_bytes"` // allocated for giving data up on a full disk; 0 while in use
+	Full      bool   `json:"full"`          // publishes are refused for lack of room
+	Evicted   uint64 `json:"evicted"`       // records given up before the hub had them
 	Segments  int    `json:"segments"`
 	Broken    string `json:"broken,omitempty"`
 }
@@ -97,6 +104,11 @@ type MQTTStatus struct {
 	Refused       uint64 `json:"refused"`
 	Duplicates    uint64 `json:"duplicates"` // re-sends recognised
 	LoginsRefused uint64 `json:"logins_refused"`
+	Throttled     uint64 `json:"throttled"` // times a client above its rate was not read for a while
+	// Quarantined devices are kept out for a while; the reason is the last offence.
+	Quarantined []QuarantinedDevice `json:"quarantined"`
+	// AccessBroken: passwords or rules cannot be read, and nobody has any right.
+	AccessBroken string `json:"access_broken,omitempty"`
 }
 
 // BridgeState is one bridge.
@@ -127,7 +139,7 @@ func (n *Node) Status() Status {
 	now := n.cfg.Now()
 	s := Status{
 		Node: n.cfg.Node, Version: n.cfg.Version, Started: n.started.UTC(), UptimeSec: int64(now.Sub(n.started).Seconds()), Ready: n.serving.Load(),
-		Store: n.storeStatus(), Topics: []TopicStatus{}, Bridges: []BridgeState{}, Devices: n.registry.Len(),
+		Alarms: n.checkAlarms(), Store: n.storeStatus(), Topics: []TopicStatus{}, Bridges: []BridgeState{}, Devices: n.registry.Len(),
 	}
 	var lag int64
 	n.eachPartition(func(t TopicStatus) {
@@ -140,7 +152,11 @@ func (n *Node) Status() Status {
 			RTTMicros: l.RTT.Microseconds(), BytesSent: l.BytesSent, LagRecords: lag}
 	}
 	m := n.mqtt.Stats()
-	s.MQTT = MQTTStatus{Connections: m.Connections, Sessions: m.Sessions, Subscriptions: m.Subscriptions, Published: m.Published, Refused: m.Refused, Duplicates: m.Duplicates, LoginsRefused: m.LoginsRefused}
+	s.MQTT = MQTTStatus{Connections: m.Connections, Sessions: m.Sessions, Subscriptions: m.Subscriptions, Published: m.Published, Refused: m.Refused, Duplicates: m.Duplicates, LoginsRefused: m.LoginsRefused, Throttled: m.Throttled}
+	s.MQTT.Quarantined, _ = n.ingest.suspects.list()
+	if err := n.auth.policy.Load().broken; err != nil {
+		s.MQTT.AccessBroken = err.Error()
+	}
 	for _, b := range n.bridges {
 		s.Bridges = append(s.Bridges, bridgeState(b.Stats()))
 	}
@@ -162,9 +178,12 @@ func (n *Node) storeStatus() StoreStatus {
 	if free, ok := freeBytes(n.cfg.Storage.Dir); ok {
 		s.FreeDisk = free
 	}
-	for _, c := range n.store.Stats().Classes {
+	st := n.store.Stats()
+	s.MaxBytes, s.Flash = st.MaxBytes, n.wear.status(n.cfg.Now(), st)
+	for _, c := range st.Classes {
 		cs := ClassStatus{Class: c.Class, Records: c.Records, Commits: c.Commits, Fsyncs: c.Fsyncs, Failures: c.Failures, Refused: c.Refused,
-			DiskBytes: c.DiskBytes, MaxBytes: c.MaxBytes, Segments: c.Segments}
+			DiskBytes: c.DiskBytes, MaxBytes: c.MaxBytes, Segments: c.Segments,
+			Reserve: c.Reserve, Full: c.Full, Evicted: c.EvictedRecords}
 		if c.Broken != nil {
 			cs.Broken = c.Broken.Error()
 		}
@@ -211,9 +230,9 @@ func (n *Node) wireStatus() wire.Status {
 		st.WrittenBytes += int64(c.WrittenBytes)
 		st.Fsyncs += int64(c.Fsyncs)
 		st.Records += int64(c.Records)
-		if c.Broken != nil {
-			st.Notes = append(st.Notes, "storage class "+c.Class+": "+c.Broken.Error())
-		}
+	}
+	for _, a := range n.checkAlarms() {
+		st.Notes = append(st.Notes, strings.TrimSpace(a.Kind+" "+a.Class)+": "+a.Message)
 	}
 	for _, l := range n.store.Losses() {
 		if l.Reason == storage.LossEvicted {

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"tailrace/uplink/pki"
@@ -26,6 +27,33 @@ func (t *ServerTLS) load() (*tls.Config, error) {
 		}
 	}
 	return c, nil
+}
+
+// liveTLS is the TLS of a listener, whose files can be read again while it listens.
+type liveTLS struct {
+	files   *ServerTLS
+	current atomic.Pointer[tls.Config]
+}
+
+func newLiveTLS(files *ServerTLS) (*liveTLS, error) {
+	l := &liveTLS{files: files}
+	return l, l.reload()
+}
+
+// reload leaves the old certificate in use when the files cannot be read. Connections
+// stay; session tickets of before are not taken any more.
+func (l *liveTLS) reload() error {
+	c, err := l.files.load()
+	if err == nil {
+		l.current.Store(c)
+	}
+	return err
+}
+
+func (l *liveTLS) config() *tls.Config {
+	c := l.current.Load().Clone()
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return l.current.Load(), nil }
+	return c
 }
 
 // load reads the files; now is the clock that certificates are checked against. A
