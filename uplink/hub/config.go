@@ -26,6 +26,8 @@ type Config struct {
 	DataDir string `yaml:"data_dir"` // required; one hub at a time
 	Listen  string `yaml:"listen"`   // UDP address for nodes; default ":7443"
 
+	ListenTCP string `yaml:"listen_tcp"` // TCP address for nodes whose networks do not let UDP pass, for example ":443"; default none
+
 	TLS    TLSConfig   `yaml:"tls"`    // required: nodes prove themselves by certificate
 	HTTP   HTTPConfig  `yaml:"http"`   // API, console, metrics
 	Kafka  KafkaConfig `yaml:"kafka"`  // Kafka protocol
@@ -248,6 +250,11 @@ func (c Config) Validate() error {
 	if c.PacketConn == nil {
 		if err := checkAddr(c.Listen); err != nil {
 			bad("listen: %w", err)
+		}
+	}
+	if c.ListenTCP != "" {
+		if err := checkAddr(c.ListenTCP); err != nil {
+			bad("listen_tcp: %w", err)
 		}
 	}
 	checkListener(bad, "http", c.HTTP.Listen, c.HTTP.Cert, c.HTTP.Key, c.HTTP.ClientCA, c.HTTP.ClientCA != "" || c.HTTP.TokenFile != "", "client_ca or token_file")

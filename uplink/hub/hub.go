@@ -43,6 +43,7 @@ type Hub struct {
 	started time.Time
 
 	conn    net.PacketConn
+	nodeLn  net.Listener // nil without listen_tcp
 	httpLn  net.Listener
 	kafkaLn net.Listener
 	handler http.Handler
@@ -101,7 +102,7 @@ func New(c Config) (_ *Hub, err error) {
 	if err = h.listen(); err != nil {
 		return nil, err
 	}
-	if h.links, err = link.NewServer(link.ServerConfig{PacketConn: h.conn, TLS: linkTLS, Sink: sink{h}, Logger: c.Logger.With("subsystem", "link"),
+	if h.links, err = link.NewServer(link.ServerConfig{PacketConn: h.conn, Listener: h.nodeLn, TLS: linkTLS, Sink: sink{h}, Logger: c.Logger.With("subsystem", "link"),
 		StatelessResetKey: key, MaxNodes: c.Limits.MaxNodes,
 		Split: splitRange}); err != nil {
 		return nil, err
@@ -236,6 +237,11 @@ func (h *Hub) listen() (err error) {
 	if h.conn = c.PacketConn; h.conn == nil {
 		if h.conn, err = net.ListenPacket("udp", c.Listen); err != nil {
 			return fmt.Errorf("listen for nodes: %w", err)
+		}
+	}
+	if c.ListenTCP != "" {
+		if h.nodeLn, err = net.Listen("tcp", c.ListenTCP); err != nil {
+			return fmt.Errorf("listen for nodes over TCP: %w", err)
 		}
 	}
 	if h.httpLn, err = listenTCP(c.HTTP.Listen, c.HTTP.Cert, c.HTTP.Key, c.HTTP.ClientCA, "h2", "http/1.1"); err != nil {
@@ -378,6 +384,9 @@ func (h *Hub) release() {
 	}
 	if h.kafkaLn != nil {
 		h.kafkaLn.Close()
+	}
+	if h.nodeLn != nil {
+		h.nodeLn.Close()
 	}
 	if h.conn != nil {
 		h.conn.Close()

@@ -14,6 +14,7 @@ var ErrNotConnected = errors.New("the node is not connected")
 type ClientState struct {
 	Connected     bool
 	Hub           string    // address in use, or last tried
+	Transport     Transport // in use, or used last
 	Since         time.Time // of the present state
 	Session       wire.ID
 	StoreID       wire.ID
@@ -31,6 +32,7 @@ type ClientState struct {
 type NodeState struct {
 	Node          string
 	Info          SessionInfo
+	Transport     Transport
 	RTT           time.Duration
 	ClockOffset   time.Duration // node's clock minus ours
 	BytesReceived int64         // raw bytes of batches

@@ -117,12 +117,31 @@ func (c *Client) Run(ctx context.Context) error {
 			d.pause(ctx, cur)
 			continue
 		}
+		var back <-chan time.Time
+		if cur.conn.transport() == OverTCP {
+			back = time.After(time.Until(d.choice.returnAt))
+		}
+		change := false
 		select {
 		case <-ctx.Done():
 		case <-cur.done:
 		case <-cur.stall:
 		case <-c.linkUp:
 			cur.probe()
+		case m := <-cur.measured:
+			change = d.judge(cur, m, time.Now())
+		case <-back:
+			d.choice.only, change = OverQUIC, true
+		}
+		if change {
+			returning := d.choice.only == OverQUIC
+			if next, err := d.change(ctx); err == nil {
+				d.choice.returned = returning
+				cur.close(wire.CodeSuperseded, "replaced by a connection over "+string(next.conn.transport()))
+				<-cur.done
+				cur = next
+				c.setConnected(cur)
+			}
 		}
 	}
 	return ctx.Err()
@@ -164,8 +183,8 @@ func (c *Client) setConnected(s *session) {
 		c.state.Reconnects++
 	}
 	c.state.Connected, c.state.Hub, c.state.Since = true, s.hub, time.Now()
-	c.state.Session, c.state.StoreID = s.id, s.welcome.StoreID
-	c.cfg.Logger.Info("connected to hub", "hub", s.hub, "session", s.id.String(), "store", s.welcome.StoreID.String())
+	c.state.Session, c.state.StoreID, c.state.Transport = s.id, s.welcome.StoreID, s.conn.transport()
+	c.cfg.Logger.Info("connected to hub", "hub", s.hub, "over", string(s.conn.transport()), "session", s.id.String(), "store", s.welcome.StoreID.String())
 }
 
 func (c *Client) setDisconnected(err error) {
@@ -189,6 +208,7 @@ type dialer struct {
 	addr     net.Addr  // last dialled
 	boot     wire.ID   // of the hub that welcomed last
 	timedOut bool      // nobody answered the last handshake
+	choice   choice    // of the transport
 	hurried  bool      // a back-off was cut short since the last session, although no probe had been lost
 }
 
@@ -213,6 +233,19 @@ func (d *dialer) next(ctx context.Context, beside *session) (*session, error) {
 	return nil, err
 }
 
+// change dials over choice.only beside the session in use.
+func (d *dialer) change(ctx context.Context) (*session, error) {
+	if d.hubs == nil {
+		d.hubs = d.c.cfg.Hubs
+	}
+	s, err := d.dial(ctx, d.hubs[d.at%len(d.hubs)])
+	if err != nil {
+		d.c.cfg.Logger.Info("the other transport does not work", "err", closeReason(err))
+		d.choice.returnAt = time.Now().Add(d.choice.returnIn)
+	}
+	return s, err
+}
+
 // socket opens the socket when there is none.
 func (d *dialer) socket() error {
 	if d.tr != nil {
@@ -228,43 +261,26 @@ func (d *dialer) socket() error {
 
 func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
 	c := d.c
-	if err := d.socket(); err != nil {
-		return nil, err
-	}
-	addr, err := c.cfg.Resolve(hub)
-	if err != nil {
-		return nil, err
-	}
-	conf := c.cfg.TLS.Clone()
-	if conf.ServerName == "" {
-		if conf.ServerName, _, err = net.SplitHostPort(hub); err != nil {
-			return nil, err
-		}
-	}
-	conf.VerifyConnection = verifyHub(conf.VerifyConnection)
-	qc := quicConfig(c.cfg.IdleTimeout, c.cfg.DialTimeout)
-	qc.MaxIncomingStreams, qc.MaxIncomingUniStreams = -1, -1
-	d.addr = addr
-	conn, err := d.handshake(ctx, conf, qc)
+	conn, err := d.connect(ctx, hub)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.DialTimeout)
 	defer cancel()
 	c.sequence++
-	tr := d.tr
-	s, err := open(ctx, c, conn, hub, c.sequence, func(ctx context.Context) (*quic.Conn, error) { return tr.Dial(ctx, addr, conf, qc) })
+	s, err := open(ctx, c, conn.carrier, hub, c.sequence, conn.again)
 	if err != nil {
-		conn.CloseWithError(quic.ApplicationErrorCode(codeOf(err)), clip(err.Error()))
+		conn.close(codeOf(err), clip(err.Error()))
 		return nil, err
 	}
 	d.boot, d.hurried = s.welcome.Boot, false
+	d.began(s, time.Now())
 	return s, nil
 }
 
 // handshake dials. A handshake that began while the path was down repeats itself ever
 // more slowly: when a probe finds the path back, it is begun anew, once.
-func (d *dialer) handshake(ctx context.Context, conf *tls.Config, qc *quic.Config) (*quic.Conn, error) {
+func (d *dialer) handshake(ctx context.Context, conf *tls.Config, qc *quic.Config) (carrier, error) {
 	for again := false; ; again = true {
 		tctx, stop := context.WithTimeout(ctx, d.c.cfg.DialTimeout)
 		hctx, cancel := context.WithCancelCause(tctx)
@@ -280,13 +296,16 @@ func (d *dialer) handshake(ctx context.Context, conf *tls.Config, qc *quic.Confi
 				}
 			}()
 		}
-		conn, err := d.tr.Dial(hctx, d.addr, conf, qc)
+		qconn, err := d.tr.Dial(hctx, d.addr, conf, qc)
 		back := errors.Is(context.Cause(hctx), errPathUp)
 		cancel(nil)
 		stop()
 		d.timedOut = err != nil && errors.Is(tctx.Err(), context.DeadlineExceeded) || isTimeout(err)
-		if err == nil || again || !back || ctx.Err() != nil {
-			return conn, err
+		if err == nil {
+			return quicConn{qconn}, nil
+		}
+		if again || !back || ctx.Err() != nil {
+			return nil, err
 		}
 	}
 }

@@ -1,10 +1,12 @@
 package link
 
 import (
+	"context"
 	"crypto/tls"
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/url"
 	"time"
 
 	"tailrace/uplink/wire"
@@ -35,6 +37,12 @@ type ClientConfig struct {
 
 	ClockTrusted func() bool // nil = true
 
+	Fallback    []string                                                // host:port over TCP, in the order of Hubs, for where QUIC does not work; none = never
+	Proxy       *url.URL                                                // of TCP: http://[user:password@]host:port; nil = none
+	DialTCP     func(ctx context.Context, hub string) (net.Conn, error) // nil = the network, through Proxy
+	ReturnAfter time.Duration                                           // over TCP, when to try QUIC again. Default 5 min
+
+	RateLimit      int64         // bytes per second that data may take; live goes at once, and counts. 0 = no limit, else at least 1 KiB
 	WindowBytes    int           // raw bytes outstanding at most, whatever credit says. Default 8 MiB, 256 KiB..64 MiB
 	FrameBytes     int           // bulk frames, raw. Default 128 KiB, 16 KiB..1 MiB
 	LiveWindow     int           // zstd window of the live stream. Default 32 KiB
@@ -54,6 +62,7 @@ type ClientConfig struct {
 // ServerConfig configures the hub's end.
 type ServerConfig struct {
 	PacketConn net.PacketConn // closed by Run
+	Listener   net.Listener   // TCP, for nodes whose networks do not let UDP pass; closed by Run; nil = none
 	TLS        *tls.Config    // server certificate and ClientCAs; cloned, client certificates required, TLS 1.3
 	Sink       Sink
 	Logger     *slog.Logger

@@ -41,6 +41,13 @@ func (c ClientConfig) withDefaults() (ClientConfig, error) {
 	durIn(&errs, "BackoffMin", &c.BackoffMin, 500*time.Millisecond, time.Millisecond, time.Hour)
 	durIn(&errs, "BackoffMax", &c.BackoffMax, max(60*time.Second, c.BackoffMin), c.BackoffMin, 24*time.Hour)
 	durIn(&errs, "DialTimeout", &c.DialTimeout, 10*time.Second, 100*time.Millisecond, 10*time.Minute)
+	durIn(&errs, "ReturnAfter", &c.ReturnAfter, 5*time.Minute, time.Second, 24*time.Hour)
+	if c.RateLimit != 0 && c.RateLimit < 1<<10 {
+		errs = append(errs, fmt.Errorf("RateLimit is %d, at least 1024 is needed", c.RateLimit))
+	}
+	if p := c.Proxy; p != nil && (p.Scheme != "http" || p.Host == "") {
+		errs = append(errs, fmt.Errorf("Proxy is %s, want http://host:port", p.Redacted()))
+	}
 	durIn(&errs, "StallTimeout", &c.StallTimeout, 2*time.Minute, time.Second, 24*time.Hour)
 	if c.Probe >= 0 {
 		durIn(&errs, "Probe", &c.Probe, 300*time.Millisecond, 50*time.Millisecond, time.Hour)
@@ -73,6 +80,9 @@ func (c ClientConfig) withDefaults() (ClientConfig, error) {
 	if c.PacketConn == nil {
 		// The wildcard address: a change of the interface's address then needs no code.
 		c.PacketConn = func() (net.PacketConn, error) { return net.ListenUDP("udp", nil) }
+	}
+	if c.DialTCP == nil {
+		c.DialTCP = dialTCP(c.Proxy)
 	}
 	c.TLS = c.TLS.Clone()
 	c.TLS.MinVersion = tls.VersionTLS13

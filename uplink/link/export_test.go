@@ -34,6 +34,6 @@ func (s *Server) KillBulk(node string) bool {
 	if len(hs.conns) == 0 {
 		return false
 	}
-	hs.conns[0].CloseWithError(77, "killed by a test")
+	hs.conns[0].close(77, "killed by a test")
 	return true
 }

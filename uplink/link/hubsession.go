@@ -9,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/quic-go/quic-go"
-
 	"tailrace/uplink"
 	"tailrace/uplink/wire"
 )
@@ -24,8 +22,8 @@ var firstCredit = [wire.Lanes]int64{64 << 10, 32 << 10, 256 << 10}
 // writes control and one appends to the Sink, in the order in which the Receiver delivers.
 type hubSession struct {
 	s       *Server
-	conn    *quic.Conn
-	control *quic.Stream
+	conn    carrier
+	control controlStream
 	reader  *wire.Reader
 	node    string
 	hello   *wire.Hello
@@ -55,14 +53,14 @@ type hubSession struct {
 	closed    bool
 	idle      chan struct{} // closed when closed and pending is 0
 	grown     int64         // taken of the global budget
-	conns     []*quic.Conn
+	conns     []carrier
 	status    wire.Status
 	forked    []wire.Fork
 	lastCmd   uint64
 	results   map[uint64]chan wire.CommandResult
 }
 
-func newHubSession(s *Server, conn *quic.Conn, st *quic.Stream, r *wire.Reader, node string, h *wire.Hello, plan Plan) *hubSession {
+func newHubSession(s *Server, conn carrier, st controlStream, r *wire.Reader, node string, h *wire.Hello, plan Plan) *hubSession {
 	hs := &hubSession{s: s, conn: conn, control: st, reader: r, node: node, hello: h, plan: plan, drained: make(chan struct{}), idle: make(chan struct{}), results: map[uint64]chan wire.CommandResult{}}
 	hs.info = SessionInfo{Session: h.Session, Boot: h.Boot, Remote: conn.RemoteAddr().String(), Since: time.Now(), Software: h.Software}
 	hs.storeID, hs.epoch = s.cfg.Sink.Identity()
@@ -117,7 +115,7 @@ func (hs *hubSession) run(ctx context.Context) error {
 	<-hs.ctx.Done()
 	err := closeReason(context.Cause(hs.ctx))
 	hs.mu.Lock()
-	conns := append([]*quic.Conn{hs.conn}, hs.conns...)
+	conns := append([]carrier{hs.conn}, hs.conns...)
 	hs.mu.Unlock()
 	for _, c := range conns { // unblocks every reader
 		hs.closeConn(c)
@@ -144,7 +142,7 @@ func (hs *hubSession) run(ctx context.Context) error {
 // end ends the session; the first reason counts.
 func (hs *hubSession) end(err error) { hs.cancel(err) }
 
-func (hs *hubSession) addConn(c *quic.Conn) bool {
+func (hs *hubSession) addConn(c carrier) bool {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
 	if hs.closed || hs.ctx.Err() != nil || len(hs.conns) >= hs.s.cfg.MaxBulk {
@@ -155,7 +153,7 @@ func (hs *hubSession) addConn(c *quic.Conn) bool {
 	return true
 }
 
-func (hs *hubSession) removeConn(c *quic.Conn) {
+func (hs *hubSession) removeConn(c carrier) {
 	hs.mu.Lock()
 	if i := slices.Index(hs.conns, c); i >= 0 {
 		hs.conns = slices.Delete(hs.conns, i, i+1)
@@ -346,7 +344,7 @@ func (hs *hubSession) state() NodeState {
 	q := hs.conn.ConnectionStats()
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
-	st := NodeState{Node: hs.node, Info: hs.info, RTT: q.SmoothedRTT, ClockOffset: time.Duration(hs.clockOffset.Load()),
+	st := NodeState{Node: hs.node, Info: hs.info, Transport: hs.conn.transport(), RTT: q.SmoothedRTT, ClockOffset: time.Duration(hs.clockOffset.Load()),
 		BytesReceived: hs.raw.Load(), WireBytes: hs.wireBytes.Load(), Records: hs.records.Load(), LastHeard: time.Unix(0, hs.lastHeard.Load()),
 		Status: hs.status, Forked: slices.Clone(hs.forked), Connections: 1 + len(hs.conns)}
 	for l := range wire.Lane(wire.Lanes) {

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/quic-go/quic-go"
-
 	"tailrace/uplink"
 	"tailrace/uplink/wire"
 )
@@ -44,12 +42,12 @@ func putFrame(b []byte) {
 }
 
 // readStreams reads every data stream of a connection until one fails.
-func (hs *hubSession) readStreams(conn *quic.Conn) error {
+func (hs *hubSession) readStreams(conn carrier) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer hs.closeConn(conn) // unblocks the streams
 	for {
-		st, err := conn.AcceptUniStream(hs.ctx)
+		st, err := conn.acceptData(hs.ctx)
 		if err != nil {
 			return closeReason(err)
 		}
@@ -58,22 +56,22 @@ func (hs *hubSession) readStreams(conn *quic.Conn) error {
 				if errors.Is(err, wire.ErrMalformed) {
 					hs.end(err) // the node is broken, not the link
 				}
-				conn.CloseWithError(quic.ApplicationErrorCode(codeOf(err)), clip(err.Error()))
+				conn.close(codeOf(err), clip(err.Error()))
 			}
 		})
 	}
 }
 
 // closeConn closes with the session's reason, when the session has ended.
-func (hs *hubSession) closeConn(c *quic.Conn) {
+func (hs *hubSession) closeConn(c carrier) {
 	var err error
 	if hs.ctx.Err() != nil {
 		err = closeReason(context.Cause(hs.ctx))
 	}
-	c.CloseWithError(quic.ApplicationErrorCode(codeOf(err)), closeText(err))
+	c.close(codeOf(err), closeText(err))
 }
 
-func (hs *hubSession) readStream(st *quic.ReceiveStream) error {
+func (hs *hubSession) readStream(st io.Reader) error {
 	lane, err := wire.ReadPreamble(st)
 	if err != nil {
 		return err

@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
-
-	"github.com/quic-go/quic-go"
 
 	"tailrace/uplink"
 	"tailrace/uplink/wire"
@@ -17,19 +16,19 @@ import (
 // connection's windows are full, so that at most one frame a worker waits in memory.
 type worker struct {
 	s      *session
-	conn   *quic.Conn
+	conn   carrier
 	number int // of the connection, 0 = main
 	lane   wire.Lane
 	wake   chan struct{}   // capacity 1: there may be work
 	retire <-chan struct{} // closed: take no more work, leave when all of it is acked; nil = never
 
-	st    *quic.SendStream // nil before the first frame
+	st    io.Writer // nil before the first frame
 	fw    *wire.FrameWriter
 	batch []byte
 	out   []byte
 }
 
-func (s *session) newWorker(conn *quic.Conn, number int, lane wire.Lane, retire <-chan struct{}) *worker {
+func (s *session) newWorker(conn carrier, number int, lane wire.Lane, retire <-chan struct{}) *worker {
 	w := &worker{s: s, conn: conn, number: number, lane: lane, wake: make(chan struct{}, 1), retire: retire}
 	s.mu.Lock()
 	s.workers = append(s.workers, w)
@@ -115,11 +114,10 @@ func (w *worker) do(ctx context.Context, j uplink.Job) error {
 	}
 	out := w.out[:0]
 	if w.st == nil {
-		st, err := w.conn.OpenUniStreamSync(ctx)
+		st, err := w.conn.openData(ctx, w.lane)
 		if err != nil {
 			return fmt.Errorf("open %s stream: %w", w.lane, err)
 		}
-		st.SetPriority(urgency(w.lane), true)
 		w.st, w.fw = st, wire.NewFrameWriter(s.welcome.Codec, s.window(w.lane))
 		out = wire.AppendPreamble(out, w.lane)
 	}

@@ -42,7 +42,7 @@ type pacer struct {
 	written  int64      // in the window
 	limited  bool       // somebody waited in the window
 	queue    time.Duration
-	peak     time.Duration // of queue since the stripes looked
+	peak     time.Duration    // of queue since the stripes looked
 	base     [2]time.Duration // least round trip of this and the last period
 	baseAt   time.Time
 	drainTo  time.Time

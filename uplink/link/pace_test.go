@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"tailrace/uplink/link"
 	"tailrace/uplink/link/linktest"
 	"tailrace/uplink/wire"
 )
@@ -117,6 +118,33 @@ func TestCloseCarriesRetryAfter(t *testing.T) {
 		}
 		stopNode()
 		stopHub()
+		settle()
+	})
+}
+
+func TestRateLimitHoldsBulkAndNotLive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lte)
+		src := newSource(1, "wind", "sun")
+		noise(src, 1000, 10_000)
+		_, stopHub := w.hub(nil)
+		_, stopNode := w.node("node-1", "10.0.1.1", src, func(c *link.ClientConfig) { c.RateLimit = 50_000 })
+		w.until(10*time.Second, "begin", func() bool { return src.ackedTo(0) > 0 })
+		up, _ := w.r.Link("10.0.1.1").Stats()
+		for i := range 30 {
+			src.put(1, 1, 200)
+			if d := w.until(time.Second, "live", func() bool { return src.ackedTo(1) == int64(i+1) }); d > 150*time.Millisecond {
+				t.Errorf("a live record took %v under the limit", d)
+			}
+			time.Sleep(time.Second)
+		}
+		now, _ := w.r.Link("10.0.1.1").Stats()
+		if rate := float64(now.Bytes-up.Bytes) / 33; rate < 40_000 || rate > 58_000 {
+			t.Errorf("%.0f bytes a second, the limit is 50,000 and headers", rate)
+		}
+		stopNode()
+		stopHub()
+		w.sink.check(t)
 		settle()
 	})
 }

@@ -3,8 +3,10 @@ package link
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -74,6 +76,10 @@ func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.wg.Go(func() { s.answerProbes(ctx, tr) })
+	if l := s.cfg.Listener; l != nil {
+		defer l.Close()
+		s.wg.Go(func() { s.acceptTCP(ctx, l) })
+	}
 	for { // quic-go queues 32 connections: nothing else happens here
 		conn, err := l.Accept(ctx)
 		if err != nil {
@@ -82,28 +88,66 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 			return fmt.Errorf("accept nodes: %w", err)
 		}
-		s.wg.Go(func() { s.serve(ctx, conn) })
+		s.wg.Go(func() { s.serve(ctx, quicConn{conn}) })
+	}
+}
+
+// acceptTCP accepts nodes over TLS on l until it is closed.
+func (s *Server) acceptTCP(ctx context.Context, l net.Listener) {
+	handshakes := make(chan struct{}, 256) // under way
+	for {
+		raw, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			s.cfg.Logger.Warn("accept nodes over TCP", "err", err)
+			t := time.NewTimer(time.Second) // out of file descriptors
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+			}
+			t.Stop()
+			continue
+		}
+		select {
+		case handshakes <- struct{}{}:
+		default:
+			raw.Close()
+			continue
+		}
+		s.wg.Go(func() {
+			tc := tls.Server(raw, s.cfg.TLS)
+			hctx, cancel := context.WithTimeout(ctx, s.cfg.HelloTimeout)
+			err := tc.HandshakeContext(hctx)
+			cancel()
+			<-handshakes
+			if err != nil || tc.ConnectionState().NegotiatedProtocol != wire.ALPN {
+				raw.Close()
+				return
+			}
+			s.serve(ctx, newTCPConn(context.WithoutCancel(ctx), tc, s.cfg.IdleTimeout))
+		})
 	}
 }
 
 // serve runs one connection from its Hello to its end.
-func (s *Server) serve(ctx context.Context, conn *quic.Conn) {
+func (s *Server) serve(ctx context.Context, conn carrier) {
 	err := s.connection(ctx, conn)
-	conn.CloseWithError(quic.ApplicationErrorCode(codeOf(err)), closeText(err))
+	conn.close(codeOf(err), closeText(err))
 }
 
-func (s *Server) connection(ctx context.Context, conn *quic.Conn) error {
-	id, err := nodeOf(conn.ConnectionState().TLS)
+func (s *Server) connection(ctx context.Context, conn carrier) error {
+	id, err := nodeOf(conn.tlsState())
 	if err != nil {
 		return &RefuseError{Code: wire.CodeAuth, Message: err.Error()}
 	}
 	hctx, cancel := context.WithTimeout(ctx, s.cfg.HelloTimeout)
 	defer cancel()
-	st, err := conn.AcceptStream(hctx)
+	st, err := conn.acceptControl(hctx)
 	if err != nil {
 		return err
 	}
-	st.SetPriority(urgencyControl, false)
 	st.SetReadDeadline(time.Now().Add(s.cfg.HelloTimeout))
 	r := wire.NewReader(st)
 	m, err := r.Read()
@@ -126,7 +170,7 @@ func (s *Server) connection(ctx context.Context, conn *quic.Conn) error {
 
 // refuse says why before the connection closes, and lets the node close first: what
 // QUIC has not delivered when a connection closes is lost.
-func (s *Server) refuse(conn *quic.Conn, st *quic.Stream, re *RefuseError) {
+func (s *Server) refuse(conn carrier, st controlStream, re *RefuseError) {
 	if _, err := sendMessages(st, nil, []wire.Message{&wire.Error{Code: re.Code, Message: clip(re.Message), RetryAfterMS: uint32(re.RetryAfter.Milliseconds())}}); err != nil {
 		return
 	}
@@ -139,7 +183,7 @@ func (s *Server) refuse(conn *quic.Conn, st *quic.Stream, re *RefuseError) {
 	}
 }
 
-func (s *Server) admit(ctx context.Context, conn *quic.Conn, st *quic.Stream, r *wire.Reader, id string, h *wire.Hello) error {
+func (s *Server) admit(ctx context.Context, conn carrier, st controlStream, r *wire.Reader, id string, h *wire.Hello) error {
 	if h.Node != id {
 		return &RefuseError{Code: wire.CodeAuth, Message: fmt.Sprintf("Hello names node %q, the certificate %q", h.Node, id)}
 	}
@@ -179,7 +223,7 @@ func (s *Server) admit(ctx context.Context, conn *quic.Conn, st *quic.Stream, r 
 
 // takeOver ends the node's older session and admits the new one. The Sink's plan is
 // made only when nothing of the older session can still become durable.
-func (s *Server) takeOver(ctx context.Context, conn *quic.Conn, st *quic.Stream, r *wire.Reader, n *node, id string, h *wire.Hello) (*hubSession, error) {
+func (s *Server) takeOver(ctx context.Context, conn carrier, st controlStream, r *wire.Reader, n *node, id string, h *wire.Hello) (*hubSession, error) {
 	n.admit.Lock()
 	defer n.admit.Unlock()
 	s.mu.Lock()
@@ -232,7 +276,7 @@ func (s *Server) takeOver(ctx context.Context, conn *quic.Conn, st *quic.Stream,
 }
 
 // join adds a bulk connection to the session that it names.
-func (s *Server) join(ctx context.Context, conn *quic.Conn, st *quic.Stream, r *wire.Reader, id string, h *wire.Hello) error {
+func (s *Server) join(ctx context.Context, conn carrier, st controlStream, r *wire.Reader, id string, h *wire.Hello) error {
 	s.mu.Lock()
 	hs := s.byID[h.Session]
 	s.mu.Unlock()

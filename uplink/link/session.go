@@ -9,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/quic-go/quic-go"
-
 	"tailrace/uplink"
 	"tailrace/uplink/wire"
 )
@@ -20,13 +18,13 @@ import (
 // it, one watches, one per lane writes data.
 type session struct {
 	c       *Client
-	conn    *quic.Conn
-	control *quic.Stream
+	conn    carrier
+	control controlStream
 	reader  *wire.Reader
 	hub     string
 	id      wire.ID
 
-	dialBulk func(context.Context) (*quic.Conn, error)
+	dialBulk func(context.Context) (carrier, error)
 	welcome  wire.Welcome
 	epoch    wire.ID // the current one of Hello; a node that begins another begins another session
 	log      interface {
@@ -41,9 +39,11 @@ type session struct {
 	done   chan struct{} // closed when every goroutine has ended; err is set before
 	err    error
 
-	stall     chan struct{} // capacity 1: the watchdog sees no progress
-	recovered chan struct{} // capacity 1: progress after a stall
-	poke      chan struct{} // capacity 1: probe the hub now
+	measured  chan measurement // capacity 1
+	progress  atomic.Int64     // raw bytes that became durable
+	stall     chan struct{}    // capacity 1: the watchdog sees no progress
+	recovered chan struct{}    // capacity 1: progress after a stall
+	poke      chan struct{}    // capacity 1: probe the hub now
 	isStalled atomic.Bool
 	useful    atomic.Bool // something was acknowledged, or the session lived a while
 
@@ -61,7 +61,7 @@ type session struct {
 	mu         sync.Mutex // guards the following
 	sender     *uplink.Sender
 	workers    []*worker
-	sampled    []*quic.Conn // scratch of samplePath, which the pacer calls one at a time
+	sampled    []carrier // scratch of samplePath, which the pacer calls one at a time
 	partitions []uplinkPartition
 	generation uint64
 	queue      []wire.Message // to write, bounded by maxQueued
@@ -83,14 +83,13 @@ const (
 )
 
 // open says Hello on a fresh connection and starts the session once welcomed.
-func open(ctx context.Context, c *Client, conn *quic.Conn, hub string, sequence uint64, dialBulk func(context.Context) (*quic.Conn, error)) (*session, error) {
-	st, err := conn.OpenStreamSync(ctx)
+func open(ctx context.Context, c *Client, conn carrier, hub string, sequence uint64, dialBulk func(context.Context) (carrier, error)) (*session, error) {
+	st, err := conn.openControl(ctx)
 	if err != nil {
 		return nil, err
 	}
-	st.SetPriority(urgencyControl, false)
 	s := &session{c: c, conn: conn, control: st, reader: wire.NewReader(st), hub: hub, dialBulk: dialBulk, id: randomID(c.cfg.Rand), done: make(chan struct{}),
-		stall: make(chan struct{}, 1), recovered: make(chan struct{}, 1), poke: make(chan struct{}, 1), changed: make(chan struct{}, 1),
+		measured: make(chan measurement, 1), stall: make(chan struct{}, 1), recovered: make(chan struct{}, 1), poke: make(chan struct{}, 1), changed: make(chan struct{}, 1),
 		writeKick: make(chan struct{}, 1), commands: make(chan wire.Command, 16),
 		log: c.cfg.Logger.With("hub", hub)}
 	s.generation = c.cfg.Source.Generation()
@@ -142,7 +141,7 @@ func open(ctx context.Context, c *Client, conn *quic.Conn, hub string, sequence 
 		frame = min(frame, int(w.FrameBytes))
 	}
 	s.sender = uplink.NewSender(uplink.SenderConfig{WindowBytes: int64(c.cfg.WindowBytes), LiveBytes: min(liveReadBytes, frame), FrameBytes: frame, MaxWants: maxWants}, inv, w.Credit)
-	s.pacer.sample = s.samplePath
+	s.pacer.sample, s.pacer.limit = s.samplePath, c.cfg.RateLimit
 	s.setPartitions(inv)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.proposeGaps()
@@ -173,7 +172,7 @@ func open(ctx context.Context, c *Client, conn *quic.Conn, hub string, sequence 
 		if errors.As(s.err, &le) {
 			code, text = le.code, le.message
 		}
-		conn.CloseWithError(quic.ApplicationErrorCode(code), text)
+		conn.close(code, text)
 		s.wg.Wait()
 		c.unregister(s)
 		close(s.done)
@@ -397,7 +396,8 @@ func (s *session) handle(m wire.Message) error {
 		s.mu.Lock()
 		before := s.sender.Outstanding()
 		acked := s.sender.Ack(m)
-		if s.sender.Outstanding() < before {
+		if n := before - s.sender.Outstanding(); n > 0 {
+			s.progress.Add(n)
 			s.useful.Store(true)
 		}
 		s.settle()

@@ -33,7 +33,7 @@ func urgency(l wire.Lane) int8 {
 const controlWriteTimeout = 30 * time.Second
 
 // sendMessages writes control messages with a deadline.
-func sendMessages(st *quic.Stream, buf []byte, msgs []wire.Message) ([]byte, error) {
+func sendMessages(st controlStream, buf []byte, msgs []wire.Message) ([]byte, error) {
 	buf = buf[:0]
 	var err error
 	for _, m := range msgs {
@@ -64,15 +64,20 @@ func (e *RemoteError) Error() string {
 func closeReason(err error) error {
 	var app *quic.ApplicationError
 	if errors.As(err, &app) && app.Remote {
-		re := &RemoteError{Code: wire.Code(app.ErrorCode), Message: app.ErrorMessage}
-		if text, tail, ok := strings.Cut(re.Message, retryMark); ok {
-			if ms, err := strconv.ParseUint(strings.TrimSuffix(tail, " ms]"), 10, 32); err == nil {
-				re.Message, re.RetryAfter = text, time.Duration(ms)*time.Millisecond
-			}
-		}
-		return re
+		return remoteError(wire.Code(app.ErrorCode), app.ErrorMessage)
 	}
 	return err
+}
+
+// remoteError reads the text of a close, see closeText.
+func remoteError(code wire.Code, message string) *RemoteError {
+	re := &RemoteError{Code: code, Message: message}
+	if text, tail, ok := strings.Cut(re.Message, retryMark); ok {
+		if ms, err := strconv.ParseUint(strings.TrimSuffix(tail, " ms]"), 10, 32); err == nil {
+			re.Message, re.RetryAfter = text, time.Duration(ms)*time.Millisecond
+		}
+	}
+	return re
 }
 
 // closeText is what a close says to people, and, behind retryMark, when to come back: a

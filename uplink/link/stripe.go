@@ -29,7 +29,7 @@ const (
 
 // stripe is one bulk connection.
 type stripe struct {
-	conn    *quic.Conn
+	conn    carrier
 	number  int // 1..; the index on the wire is one less
 	retire  chan struct{}
 	retired bool
@@ -121,7 +121,7 @@ func (s *session) look(open []*stripe, now time.Time) []quic.ConnectionStats {
 			x.packets, x.heard = q.PacketsReceived, now
 		}
 		if now.Sub(x.heard) >= max(5*time.Second, 6*q.SmoothedRTT) {
-			x.conn.CloseWithError(quic.ApplicationErrorCode(wire.CodeStall), "no progress")
+			x.conn.close(wire.CodeStall, "no progress")
 		}
 		out = append(out, q)
 	}
@@ -152,7 +152,7 @@ func (s *session) openStripe(number int) (*stripe, error) {
 		return nil, err
 	}
 	if err := s.joinBulk(ctx, conn, number); err != nil {
-		conn.CloseWithError(quic.ApplicationErrorCode(codeOf(err)), clip(err.Error()))
+		conn.close(codeOf(err), clip(err.Error()))
 		return nil, err
 	}
 	x := &stripe{conn: conn, number: number, retire: make(chan struct{}), ended: make(chan struct{}), heard: time.Now()}
@@ -164,7 +164,7 @@ func (s *session) openStripe(number int) (*stripe, error) {
 		err := w.run(ctx)
 		stop()
 		cancel()
-		conn.CloseWithError(quic.ApplicationErrorCode(wire.CodeOK), "")
+		conn.close(wire.CodeOK, "")
 		s.mu.Lock()
 		s.workers = slices.DeleteFunc(s.workers, func(y *worker) bool { return y == w })
 		s.sender.Lost(number)
@@ -177,8 +177,8 @@ func (s *session) openStripe(number int) (*stripe, error) {
 }
 
 // joinBulk says Hello on a bulk connection.
-func (s *session) joinBulk(ctx context.Context, conn *quic.Conn, number int) error {
-	st, err := conn.OpenStreamSync(ctx)
+func (s *session) joinBulk(ctx context.Context, conn carrier, number int) error {
+	st, err := conn.openControl(ctx)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package link
 import (
 	"time"
 
+	"github.com/quic-go/quic-go"
+
 	"tailrace/uplink/wire"
 )
 
@@ -33,6 +35,7 @@ func (s *session) watch() {
 		lastStatus = started
 		forced     time.Time
 		lastRetry  = started
+		measure    = measureStart{at: started}
 		asked      bool // a heartbeat is meant to end this silence
 	)
 	for {
@@ -51,10 +54,12 @@ func (s *session) watch() {
 		}
 		s.mu.Lock()
 		outstanding := s.sender.Outstanding()
+		backlog := s.sender.Pending(wire.LaneBulk)
 		s.mu.Unlock()
 		if a := s.acks.Load(); a != acks || outstanding == 0 {
 			acks, acked = a, now
 		}
+		s.measure(&measure, now, backlog, q)
 		waiting := outstanding > 0 || s.answered.Load() != s.heartbeat.Load()
 		if !waiting {
 			heard = now
@@ -98,6 +103,31 @@ func (s *session) watch() {
 			}
 		}
 	}
+}
+
+type measureStart struct {
+	at         time.Time
+	progress   int64
+	sent, lost uint64
+}
+
+// measure reports what a session carries once a backlog has waited for measureFor.
+func (s *session) measure(m *measureStart, now time.Time, backlog bool, q quic.ConnectionStats) {
+	took, progress := now.Sub(m.at), s.progress.Load()
+	if backlog && took < measureFor {
+		return
+	}
+	if backlog {
+		r := measurement{rate: float64(progress-m.progress) / took.Seconds()}
+		if n := q.PacketsSent - m.sent; n > 0 {
+			r.loss = float64(q.PacketsLost-m.lost) / float64(n)
+		}
+		select {
+		case s.measured <- r:
+		default:
+		}
+	}
+	*m = measureStart{now, progress, q.PacketsSent, q.PacketsLost}
 }
 
 func (s *session) linkStatus() wire.LinkStatus {

@@ -39,6 +39,8 @@ type Router struct {
 	hubs  map[string]bool                  // by ip
 	links map[string]*Link                 // by node ip
 	path  Path                             // of new links
+
+	listeners map[string]*listener
 }
 
 // NewRouter makes a network without delay or limits; rng decides about losses.
