@@ -13,7 +13,7 @@ FUZZTIME ?= 60s
 KILLS ?= 200
 HISTORIES ?= 5000
 
-.PHONY: help run build test quick race check lint cross setup fuzz sim crash bench bars clean
+.PHONY: help run build test quick race check lint cross setup fuzz sim crash conformance bench bars clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
@@ -48,6 +48,7 @@ cross: ## static binaries for all platforms, thrown away
 
 setup: ## install the outside programs that the tests talk to
 	@.ci/setup
+	@.ci/kafka-clients
 
 fuzz: ## every fuzz target for FUZZTIME (60s)
 	@.ci/fuzz $(FUZZTIME)
@@ -57,6 +58,9 @@ sim: ## HISTORIES (5000) seeded histories of the whole system in simulated time
 
 crash: build ## KILLS (200) SIGKILLs of node, hub or both during ingest, checked against an outside ledger
 	$(GO) test -count=1 -timeout 0 -v ./firmware-sim/scenario/kill -run 'TestKill' -kills $(KILLS)
+
+conformance: build ## the MQTT suites of Eclipse and mosquitto's wire cases (PAHO_MQTT_TESTING=dir MOSQUITTO=dir, else cloned)
+	@.ci/conformance
 
 bench: ## Go benchmarks beside the code, with their physical floors
 	$(GO) test -run '^$$' -bench . -benchmem ./storage/... ./edge/mqtt/... ./uplink/... ./devices/...
