@@ -90,6 +90,8 @@ It talks to a hub by default (http://127.0.0.1:8080). On site, point it at a nod
 		newNodes(&api),
 		newCheck(),
 		newDevCerts(),
+		newPasswd(),
+		newACL(),
 		newKafkaUser(),
 		&cobra.Command{
 			Use: "version", Short: "Print the version", Args: cobra.NoArgs,
