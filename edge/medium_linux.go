@@ -29,6 +29,26 @@ func freeBytes(dir string) (int64, bool) {
 	return int64(st.Bavail) * int64(st.Bsize), true
 }
 
+// amplifying names a file system that writes a multiple of what it is given, at every
+// fsync; "" for others. An upper directory hides what is below (overlay).
+func amplifying(dir string) string {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return ""
+	}
+	switch uint32(st.Type) {
+	case unix.BTRFS_SUPER_MAGIC:
+		return "btrfs"
+	case 0x2fc12fc1:
+		return "zfs"
+	case 0xca451a4e:
+		return "bcachefs"
+	case unix.NILFS_SUPER_MAGIC:
+		return "nilfs2"
+	}
+	return ""
+}
+
 // volatile names a file system on which an fsync does not reach anything that
 // survives a power cut, or may not; "" when there is no reason to think so.
 func volatile(dir string) string {

@@ -17,6 +17,7 @@ import (
 // from devices.
 type streams struct {
 	store   *storage.Store
+	conf    StorageConfig
 	rules   []TopicConfig
 	classes map[string]int // class name -> index in the order of the configuration; "" = 0
 	max     int
@@ -33,7 +34,7 @@ type streams struct {
 var errTooManyTopics = errors.New("too many streams")
 
 func newStreams(store *storage.Store, c Config) *streams {
-	s := &streams{store: store, rules: c.Topics, max: c.Storage.MaxTopics, classes: map[string]int{"": 0}, changed: func() {}}
+	s := &streams{store: store, conf: c.Storage, rules: c.Topics, max: c.Storage.MaxTopics, classes: map[string]int{"": 0}, changed: func() {}}
 	for i, cc := range c.Storage.Classes {
 		s.classes[cc.Name] = i
 	}
@@ -103,7 +104,7 @@ func (s *streams) create(name string) (*storage.Topic, error) {
 		return nil, fmt.Errorf("%w: stream %q would be one more than storage.max_topics (%d)", errTooManyTopics, name, s.max)
 	}
 	r := s.rule(name)
-	t, err := s.store.CreateTopic(name, storage.TopicConfig{Partitions: 1, Class: r.Class, RetentionAge: r.Retention, RetentionBytes: int64(r.RetentionSize)})
+	t, err := s.store.CreateTopic(name, storage.TopicConfig{Partitions: 1, Class: r.Class, RetentionAge: r.Retention, RetentionBytes: s.conf.retentionBytes(r)})
 	if errors.Is(err, storage.ErrExists) {
 		if t, ok := s.store.Topic(name); ok {
 			return t, nil
@@ -132,8 +133,8 @@ func (s *streams) reconcile() error {
 			errs = append(errs, fmt.Errorf("stream %q lies in storage class %q and the configuration says %q: a stream cannot move", t.Name(), c.Class, r.Class))
 			continue
 		}
-		if c.RetentionAge != r.Retention || c.RetentionBytes != int64(r.RetentionSize) {
-			c.RetentionAge, c.RetentionBytes = r.Retention, int64(r.RetentionSize)
+		if bytes := s.conf.retentionBytes(r); c.RetentionAge != r.Retention || c.RetentionBytes != bytes {
+			c.RetentionAge, c.RetentionBytes = r.Retention, bytes
 			if err := s.store.SetTopicConfig(t.Name(), c); err != nil {
 				errs = append(errs, fmt.Errorf("settings of stream %q: %w", t.Name(), err))
 			}
