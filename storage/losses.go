@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 	"time"
 )
 
@@ -44,6 +45,13 @@ func (s *Store) Losses() []Loss {
 	var rows []Loss
 	for _, l := range s.logs {
 		rows = append(rows, s.lossRows(l)...)
+		for _, p := range l.partitions() { // found by a reader a moment ago
+			p.mu.RLock()
+			for _, h := range p.fresh {
+				rows = append(rows, Loss{Partition: p.id, Topic: p.topic.name, Index: p.index, From: h.from, To: h.to, Reason: LossDamaged, At: s.cfg.Now()})
+			}
+			p.mu.RUnlock()
+		}
 	}
 	return rows
 }
@@ -105,6 +113,7 @@ func (l *classLog) damaged(p *Partition, seg *segment, r ref, cause error) {
 	}
 	// A copy: readers may hold the old slice.
 	p.holes = append(append(make([]hole, 0, len(p.holes)+1), p.holes...), hole{r.base, r.next})
+	p.fresh = append(p.fresh, hole{r.base, r.next})
 	p.mu.Unlock()
 	l.lg.Error("damaged entry; its records are lost here", "topic", p.topic.name, "partition", p.index,
 		"from", r.base, "to", r.next, "file", seg.path, "position", r.pos, "err", cause)
@@ -119,7 +128,11 @@ func (l *classLog) damaged(p *Partition, seg *segment, r ref, cause error) {
 		l.s.cfg.FS.Remove(l.sidePath(seg.first))
 		if err := l.c.commitOps(l.appendLoss(nil, p, r.base, r.next, LossDamaged)); err != nil {
 			l.lg.Error("declare damage", "err", err)
+			return // the next Open finds it again
 		}
+		p.mu.Lock()
+		p.fresh = slices.DeleteFunc(p.fresh, func(h hole) bool { return h == hole{r.base, r.next} })
+		p.mu.Unlock()
 	})
 	l.wakeup()
 }

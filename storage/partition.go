@@ -36,6 +36,7 @@ type Partition struct {
 	tailSeg *segment
 	bytes   int64
 	holes   []hole // ranges found damaged since Open; reads step over them
+	fresh   []hole // of them, those whose row of the loss ledger is not durable yet
 
 	subs subscribers
 }

@@ -147,6 +147,17 @@ func (r *Receiver) Plan(inv wire.Inventory, progress []Progress, mode map[string
 		}
 		r.ask(p)
 	}
+	// What can be compared first: the node sends nothing before it has compared.
+	compares := func(m wire.Message) bool { w, ok := m.(*wire.Want); return ok && w.Last != nil }
+	slices.SortStableFunc(r.out, func(a, b wire.Message) int {
+		switch ca, cb := compares(a), compares(b); {
+		case ca && !cb:
+			return -1
+		case cb && !ca:
+			return 1
+		}
+		return 0
+	})
 }
 
 func (r *Receiver) plan(p *recvPart, sp span, missing RangeSet, last *wire.Held, m wire.Mode, rate [wire.Lanes]uint64) {

@@ -46,7 +46,25 @@ type Sender struct {
 	late        []Acked       // acks that waited for a check
 	failed      []Job         // reads that failed; Retry takes them up again
 	out         []wire.Message
+	gaps        []wire.Message // not said while holding
+
+	// Nothing is sent before it is certain that all of the log is the one that the hub
+	// holds: one log is not to be mixed with another topic by topic. The hub asks first
+	// for what it can compare, and acknowledges what it holds after its first Wants.
+	asked     bool // the hub has said something
+	compare   bool // it holds something that can be compared
+	heard     bool // it has told what it holds, so the Wants to compare are here
+	comparing int  // wants in wantCheck
+	forked    bool // the logs differ
 }
+
+// holding says whether nothing may be sent yet, or ever.
+func (s *Sender) holding() bool {
+	return s.forked || s.comparing > 0 || s.compare && !s.heard
+}
+
+// Heard says that the hub has said something, whatever it was.
+func (s *Sender) Heard() { s.asked = true }
 
 type senderPart struct {
 	id          uint32
@@ -215,6 +233,7 @@ func (s *Sender) Want(m *wire.Want) error {
 	}
 	s.wants[m.ID] = w
 	p.wants = append(p.wants, w)
+	s.asked, s.compare = true, s.compare || m.Last != nil
 	if w.follow && m.From > p.next {
 		s.fork(w, wire.Fork{Offset: m.From, Absent: true})
 		return nil
@@ -229,6 +248,7 @@ func (s *Sender) Want(m *wire.Want) error {
 			return nil
 		}
 		w.state = wantCheck
+		s.comparing++
 		s.checks = append(s.checks, w)
 		return nil
 	}
@@ -269,6 +289,9 @@ func (s *Sender) queue(w *senderWant) {
 
 // drop forgets a finished want once nothing of it is outstanding.
 func (s *Sender) drop(w *senderWant) {
+	if w.state == wantCheck {
+		s.comparing--
+	}
 	w.state = wantDone
 	if len(w.flight) > 0 {
 		return
@@ -285,7 +308,7 @@ func (s *Sender) drop(w *senderWant) {
 func (s *Sender) fork(w *senderWant, f wire.Fork) {
 	f.Want, f.Partition, f.Epoch, f.Next = w.id, w.part.id, s.epochs.id(w.epoch), w.part.next
 	s.out = append(s.out, &f)
-	w.part.forked[w.epoch] = true
+	w.part.forked[w.epoch], s.forked = true, true
 	for _, x := range slices.Clone(w.part.wants) {
 		if x.epoch == w.epoch {
 			s.drop(x)
@@ -309,6 +332,9 @@ func (s *Sender) Next(lane wire.Lane, now time.Time) (j Job, ok bool, wait time.
 		if w.state == wantCheck {
 			return Job{Topic: w.part.name.topic, Index: w.part.name.index, From: w.last.Offset, To: w.last.Offset + 1, MaxBytes: 1, Lane: lane, Check: true, want: w}, true, 0
 		}
+	}
+	if s.holding() {
+		return Job{}, false, 0
 	}
 	for len(s.resend[lane]) > 0 { // paid for already
 		x := s.resend[lane][0]
@@ -442,6 +468,8 @@ func (s *Sender) checked(w *senderWant, r Read) {
 			return
 		}
 	}
+	w.state = wantIdle
+	s.comparing--
 	if len(w.waiting) > 0 {
 		s.late = append(s.late, s.acked(w.part, w.epoch, w.waiting))
 		w.waiting = nil
@@ -489,6 +517,9 @@ func (s *Sender) Retry() {
 func (s *Sender) Messages() []wire.Message {
 	out := s.out
 	s.out = nil
+	if s.asked && !s.holding() {
+		out, s.gaps = append(out, s.gaps...), nil
+	}
 	return out
 }
 

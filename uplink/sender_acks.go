@@ -31,6 +31,7 @@ func (s *Sender) Ack(m *wire.Ack) []Acked {
 	for l, c := range m.Credit {
 		s.credit[l] = max(s.credit[l], c)
 	}
+	s.asked, s.heard = true, s.heard || len(m.Acks) > 0
 	out := make([]Acked, 0, len(m.Acks))
 next:
 	for i := range m.Acks {
@@ -104,11 +105,24 @@ func (s *Sender) settle(x *slice) {
 }
 
 // Propose reports a gap that the node knows the reason of. Ranges proposed before in this session are not repeated.
+//
+// What is on its way is left out: the hub takes a frame that ends below what it has
+// for a repetition, whose credit is not returned twice. It arrives, or is found gone
+// when it is to be sent again.
 func (s *Sender) Propose(topic string, index int, epoch wire.ID, g wire.Gap) {
 	p, e := s.byName[name{topic, index}], s.epochs.find(epoch)
-	if p != nil && e >= 0 {
-		s.propose(p, e, g)
+	if p == nil || e < 0 {
+		return
 	}
+	g.Ranges = g.Ranges.Clone()
+	for _, w := range p.wants {
+		for _, x := range w.flight {
+			if w.epoch == e && !x.acked && x.conn != noConn {
+				g.Ranges.Remove(x.from, x.to)
+			}
+		}
+	}
+	s.propose(p, e, g)
 }
 
 func (s *Sender) propose(p *senderPart, epoch int, g wire.Gap) {
@@ -127,7 +141,7 @@ func (s *Sender) propose(p *senderPart, epoch int, g wire.Gap) {
 		n := min(len(fresh), wire.MaxRanges)
 		part := g
 		part.Ranges, fresh = fresh[:n:n], fresh[n:]
-		s.out = append(s.out, &wire.GapReport{Partition: p.id, Epoch: s.epochs.id(epoch), Gaps: []wire.Gap{part}})
+		s.gaps = append(s.gaps, &wire.GapReport{Partition: p.id, Epoch: s.epochs.id(epoch), Gaps: []wire.Gap{part}})
 	}
 }
 

@@ -44,6 +44,8 @@ type world struct {
 	book *ledger.Book
 
 	node, hub *machine
+	tuneNode  func(*edge.Config) // nil, or changes the configuration of each start
+	tuneHub   func(*hub.Config)
 
 	mu     sync.Mutex
 	events []string // guarded by mu
@@ -76,6 +78,8 @@ type life struct {
 	sockets  []*socket
 	listener *memListener
 	store    *storage.Store // of the daemon that runs now
+	central  *hub.Hub       // it, when it is a hub
+	edge     *edge.Node     // it, when it is a node
 	ends     []string       // of daemons that stopped by themselves
 }
 
@@ -85,7 +89,7 @@ func newWorld(seed uint64, dir, certs string) *world {
 		wan: newWAN(hubAddr.String(), seed), book: ledger.New(), log: slog.DiscardHandler,
 	}
 	w.site.delay = time.Duration(w.rng.IntN(30)) * time.Millisecond
-	w.node = &machine{w: w, name: "node", run: w.runNode}
+	w.node = &machine{w: w, name: "node", run: w.runNodeAt(&w.site)}
 	w.hub = &machine{w: w, name: "hub", run: w.runHub}
 	return w
 }
@@ -262,7 +266,14 @@ func (w *world) packetConn(l *life, addr *net.UDPAddr) net.PacketConn {
 	return s
 }
 
-func (w *world) runNode(ctx context.Context, dir string, fs storage.FS, l *life) error {
+// runNodeAt runs a node whose devices reach it over a site's network.
+func (w *world) runNodeAt(site *memNet) func(context.Context, string, storage.FS, *life) error {
+	return func(ctx context.Context, dir string, fs storage.FS, l *life) error {
+		return w.runNode(ctx, dir, fs, l, site)
+	}
+}
+
+func (w *world) runNode(ctx context.Context, dir string, fs storage.FS, l *life, site *memNet) error {
 	zero, segment := time.Duration(0), edge.ByteSize(64<<10)
 	if fs == nil {
 		segment = 0 // the default
@@ -295,11 +306,14 @@ func (w *world) runNode(ctx context.Context, dir string, fs storage.FS, l *life)
 			if l.dead {
 				return nil, storagetest.ErrPowerCut
 			}
-			l.listener = w.site.listen()
+			l.listener = site.listen()
 			return l.listener, nil
 		},
 	}
 	cfg.Default.Stream = stream
+	if w.tuneNode != nil {
+		w.tuneNode(&cfg)
+	}
 	n, err := edge.New(cfg)
 	if err != nil {
 		return fmt.Errorf("start the node: %w", err)
@@ -309,6 +323,9 @@ func (w *world) runNode(ctx context.Context, dir string, fs storage.FS, l *life)
 	go func() {
 		select {
 		case <-n.Ready():
+			l.mu.Lock()
+			l.edge = n
+			l.mu.Unlock()
 			l.running(n.Store())
 		case <-ended:
 		}
@@ -317,7 +334,7 @@ func (w *world) runNode(ctx context.Context, dir string, fs storage.FS, l *life)
 }
 
 func (w *world) runHub(ctx context.Context, dir string, fs storage.FS, l *life) error {
-	h, err := hub.New(hub.Config{
+	cfg := hub.Config{
 		DataDir: dir,
 		TLS:     hub.TLSConfig{Cert: filepath.Join(w.certs, "hub.crt"), Key: filepath.Join(w.certs, "hub.key"), CA: filepath.Join(w.certs, "ca.crt")},
 		HTTP:    hub.HTTPConfig{Listen: "off"},
@@ -326,10 +343,17 @@ func (w *world) runHub(ctx context.Context, dir string, fs storage.FS, l *life) 
 		Topics:  []hub.TopicConfig{{Match: "*", Partitions: 2}},
 		Logger:  slog.New(w.log).With("who", "hub"), FS: fs,
 		PacketConn: w.packetConn(l, hubAddr),
-	})
+	}
+	if w.tuneHub != nil {
+		w.tuneHub(&cfg)
+	}
+	h, err := hub.New(cfg)
 	if err != nil {
 		return fmt.Errorf("start the hub: %w", err)
 	}
+	l.mu.Lock()
+	l.central = h
+	l.mu.Unlock()
 	l.running(h.Store())
 	return h.Run(ctx)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tailrace/storage"
+	"tailrace/uplink"
 	"tailrace/uplink/link"
 	"tailrace/uplink/wire"
 )
@@ -318,33 +319,25 @@ func (h *Hub) topicInfos(id string, n *node, epochs []wire.EpochInfo, now time.T
 		return t
 	}
 	maxTime := map[*NodeTopicInfo]int64{}
-	var current wire.ID
-	if len(epochs) > 0 {
-		current = epochs[len(epochs)-1].ID
-	}
 	for _, p := range progress {
 		t := get(p.Topic, p.Partition)
 		t.CentralTopic, t.CentralPartition = p.Central.Topic, p.Central.Partition
 		t.Stored += p.Stored
 		t.Lost += p.Held.Count() - p.Stored
 		maxTime[t] = max(maxTime[t], p.MaxTime)
-		if p.Epoch == current {
-			t.CompleteTo = p.Held.End()
-			if len(p.Held) > 0 {
-				t.CompleteTo = p.Held[0].To
-			}
-		}
 	}
 	for _, s := range n.saved.Partitions {
-		t := get(s.Topic, s.Partition)
-		t.Next = max(s.Next, t.CompleteTo) // more may have come since it reported
-		held := int64(0)
-		for _, p := range progress {
-			if p.Topic == s.Topic && p.Partition == s.Partition {
-				held += p.Held.Within(s.Start, s.Next).Count()
-			}
+		get(s.Topic, s.Partition)
+	}
+	for k, t := range byKey {
+		held := heldNow(epochs, progress, k.topic, k.partition)
+		t.CompleteTo = held.Missing(0, uplink.Forever)[0].From
+		s := n.partition(k.topic, k.partition)
+		if s == nil {
+			continue
 		}
-		if t.LagRecords = max(0, s.Next-s.Start-held); t.LagRecords > 0 {
+		t.Next = max(s.Next, t.CompleteTo) // more may have come since it reported
+		if t.LagRecords = max(0, s.Next-s.Start-held.Within(s.Start, s.Next).Count()); t.LagRecords > 0 {
 			t.LagBytes = s.Bytes
 			oldest := cmp.Or(s.Oldest, maxTime[t])
 			if oldest > 0 {
@@ -365,6 +358,26 @@ func (h *Hub) topicInfos(id string, n *node, epochs []wire.EpochInfo, now time.T
 		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
 	})
 	return out
+}
+
+// heldNow is what is stored or declared of the log that the node has now: an offset
+// belongs to the newest epoch that begins at or below it.
+func heldNow(epochs []wire.EpochInfo, progress []Progress, topic string, partition int) uplink.RangeSet {
+	var held uplink.RangeSet
+	to := int64(uplink.Forever)
+	for i := len(epochs) - 1; i >= 0; i-- {
+		from := forkOf(epochs[i], topic, partition)
+		if from >= to {
+			continue
+		}
+		for _, p := range progress {
+			if p.Epoch == epochs[i].ID && p.Topic == topic && p.Partition == partition {
+				held.AddSet(p.Held.Within(from, to))
+			}
+		}
+		to = from
+	}
+	return held
 }
 
 // stamp writes ms since 1970 as the API does; empty for 0.

@@ -190,13 +190,16 @@ func (s *session) window(lane wire.Lane) int {
 	return n
 }
 
-// read carries out a Job. What is gone is explained to the Sender first, so that the
+// read carries out a Job. What is gone or damaged is explained to the Sender first, so that the
 // gap it proposes has the Source's reason.
 func (s *session) read(j uplink.Job, buf []byte) uplink.Read {
 	src := s.c.cfg.Source
 	b, _, err := src.Read(buf, j.Topic, j.Index, j.From, j.MaxBytes)
 	switch {
 	case err == nil:
+		if x, _, err := wire.NextBatch(b); err == nil && x.Base > j.From && !j.Check {
+			s.proposeGaps() // a hole
+		}
 		return uplink.Read{Batches: b}
 	case errors.Is(err, ErrGone):
 		start, next := src.Bounds(j.Topic, j.Index)

@@ -293,8 +293,11 @@ func TestForkedLogIsNotMerged(t *testing.T) {
 					c.OnFork = func(f wire.Fork, topic string, partition int) { told <- topic }
 				})
 				src.put(1, 10, 100)
-				w.until(5*time.Second, "the other partition goes on", func() bool { return src.ackedTo(1) == 10 })
-				time.Sleep(5 * time.Second)
+				w.until(5*time.Second, "the fork", func() bool { return len(hub.Nodes()) == 1 && len(hub.Nodes()[0].Forked) == 1 })
+				time.Sleep(time.Minute)
+				if n := w.sink.records("node-1", "wind"); n != 0 {
+					t.Errorf("%d records of another topic of a log that is not the one held here", n)
+				}
 				if n := w.sink.records("node-1", "forked"); n != 100 {
 					t.Errorf("%d records of the forked partition, want the 100 from before", n)
 				}

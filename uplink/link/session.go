@@ -329,11 +329,6 @@ func (s *session) watchSource() {
 			s.proposeGaps()
 			s.mu.Lock()
 		}
-		if s.startsMoved() { // something was freed: say why before the sender finds it gone
-			s.mu.Unlock()
-			s.proposeGaps()
-			s.mu.Lock()
-		}
 		for i := range s.partitions {
 			p := &s.partitions[i]
 			if start, next := src.Bounds(p.topic, p.index); start != p.start || next != p.next {
@@ -343,17 +338,6 @@ func (s *session) watchSource() {
 		}
 		s.settle()
 	}
-}
-
-// startsMoved is called with mu held.
-func (s *session) startsMoved() bool {
-	for i := range s.partitions {
-		p := &s.partitions[i]
-		if start, _ := s.c.cfg.Source.Bounds(p.topic, p.index); start != p.start {
-			return true
-		}
-	}
-	return false
 }
 
 func (s *session) proposeGaps() {
@@ -403,6 +387,9 @@ func (s *session) handle(m wire.Message) error {
 		s.settle()
 		s.acked(acked)
 	case *wire.Heartbeat:
+		s.mu.Lock()
+		s.sender.Heard()
+		s.settle()
 		if !m.Reply {
 			s.send(&wire.Heartbeat{Sequence: m.Sequence, Sent: m.Sent, Reply: true, Clock: c.clock(), Pad: make([]byte, wire.HeartbeatPad)})
 			return nil
