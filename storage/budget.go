@@ -236,9 +236,10 @@ func (c *committer) shareOut(n int64, short func() int64) error {
 				}
 			}
 		}
+		want := n // the closure runs when this loop may have gone on
 		for _, o := range order[me+1:] {
 			if !lose && o.asked.CompareAndSwap(false, true) {
-				o.post(func() { o.asked.Store(false); o.c.give(n, false) })
+				o.post(func() { o.asked.Store(false); o.c.give(want, false) })
 			}
 		}
 	}
