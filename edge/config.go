@@ -140,6 +140,11 @@ type MQTTConfig struct {
 	MaxSessions int `yaml:"max_sessions"`
 	// MaxSessionExpiry caps what clients ask for; default 720h.
 	MaxSessionExpiry time.Duration `yaml:"max_session_expiry"`
+	// MaxKeepAlive is imposed on MQTT 5 clients that want a longer keep-alive or none; 0 = not imposed.
+	MaxKeepAlive time.Duration `yaml:"max_keep_alive"`
+	// TerseRefusals: a refused subscription hears 0x80 Unspecified error instead of its
+	// reason, so that nobody can ask what rules there are.
+	TerseRefusals bool `yaml:"terse_refusals"`
 	// RetainedSize bounds all retained messages together; default 64MiB.
 	RetainedSize ByteSize `yaml:"retained_size"`
 	// Client bounds what one client may do.
@@ -228,15 +233,15 @@ type AuthConfig struct {
 	FailedLogins FailedLogins `yaml:"failed_logins"`
 }
 
-// FailedLogins: Burst at once (default 20), then PerMinute (default 30).
+// FailedLogins: Burst at once (default 10), then PerMinute (default 10).
 type FailedLogins struct {
 	Burst     int     `yaml:"burst"`
 	PerMinute float64 `yaml:"per_minute"`
 }
 
 func (a AuthConfig) withDefaults() AuthConfig {
-	def(&a.FailedLogins.Burst, 20)
-	def(&a.FailedLogins.PerMinute, 30)
+	def(&a.FailedLogins.Burst, 10)
+	def(&a.FailedLogins.PerMinute, 10)
 	if a.BindClientID && a.ClientIDs == nil {
 		a.ClientIDs = auth.DefaultClientIDs
 	}

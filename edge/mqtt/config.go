@@ -13,8 +13,11 @@ type Config struct {
 	Backend Backend
 	State   State
 	Limits  Limits
-	Now     func() time.Time // nil = time.Now; stamps arrivals and session ends
-	Logger  *slog.Logger     // nil = discard
+	// TerseRefusals: SUBACK says 0x80 for every refusal of the backend (MQTT 5.0, 3.9.3:
+	// "does not wish to reveal the reason").
+	TerseRefusals bool
+	Now           func() time.Time // nil = time.Now; stamps arrivals and session ends
+	Logger        *slog.Logger     // nil = discard
 }
 
 // Limits bound what clients can take. Zero values mean the default in brackets.

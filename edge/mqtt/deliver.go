@@ -16,8 +16,14 @@ type outMsg struct {
 	released bool // QoS 2: PUBREC seen, PUBREL sent
 }
 
-// deliver hands m to everybody who subscribed when it was decoded. It never blocks.
+// deliver hands m to everybody who subscribed before it was durable. It never blocks.
 func (s *Server) deliver(m *message) {
+	// Who came while it was on its way to the disk gets it, too: clients take a
+	// message that is published after their SUBSCRIBE for theirs. A retained one
+	// they get as such.
+	if m.gen != s.subs.gen.Load() && !m.retain {
+		m.direct, m.shared, m.gen = s.subs.match(m.topic)
+	}
 	for i := range m.direct {
 		t := &m.direct[i]
 		if t.noLocal && t.ss.id == m.from {
@@ -113,14 +119,20 @@ func (ss *session) resume() {
 	ss.pump()
 }
 
-// acked handles PUBACK, PUBREC and PUBCOMP of a subscriber.
+// acked handles PUBACK, PUBREC and PUBCOMP of a subscriber. An answer of the wrong
+// kind to a delivery in flight is a protocol error (MQTT 5.0, 4.13.1; 3.1.1, 4.8.0-1);
+// one to an unknown id is not: it may answer a delivery of a former connection.
 func (ss *session) acked(t packet.Type, a packet.Ack) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
+	c := ss.conn
+	if c == nil {
+		return
+	}
 	i := ss.find(a.ID)
-	if i < 0 || ss.conn == nil {
-		if t == packet.PUBREC && ss.conn != nil {
-			ss.conn.ack(packet.PUBREL, a.ID, packet.PacketIDNotFound)
+	if i < 0 {
+		if t == packet.PUBREC && a.Code < 0x80 { // a refusal ends the delivery: 4.3.3-4
+			c.ack(packet.PUBREL, a.ID, packet.PacketIDNotFound)
 		}
 		return
 	}
@@ -128,11 +140,13 @@ func (ss *session) acked(t packet.Type, a packet.Ack) {
 	switch {
 	case t == packet.PUBREC && o.qos == 2 && a.Code < 0x80:
 		o.released = true
-		ss.conn.ack(packet.PUBREL, a.ID, packet.Success)
+		c.ack(packet.PUBREL, a.ID, packet.Success)
 		return
-	case t == packet.PUBACK && o.qos == 1, t == packet.PUBREC && o.qos == 2, t == packet.PUBCOMP && o.released:
+	case t == packet.PUBACK && o.qos == 1, t == packet.PUBREC && o.qos == 2 && !o.released, t == packet.PUBCOMP && o.released:
 	default:
-		return // an answer that does not belong to this delivery changes nothing
+		err := &packet.Error{Code: packet.ProtocolError, What: t.String() + " does not answer the delivery with this packet id"}
+		c.stop(c.causeOf(err))
+		return
 	}
 	n := copy(ss.inflight[i:], ss.inflight[i+1:])
 	ss.inflight[i+n] = outMsg{}

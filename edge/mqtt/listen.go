@@ -233,7 +233,7 @@ type admitted struct {
 	net.Conn
 	s       *Server
 	addr    netip.Addr
-	logOnce sync.Once
+	arrival uint64 // order among all; guarded by s.mu
 	once    sync.Once
 }
 
@@ -242,28 +242,62 @@ func (s *Server) admit(a *admitted) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.byAddr[a.addr]
-	if s.admitted >= l.MaxConnections || s.logins >= l.MaxLogins ||
-		n != nil && (n.conns >= l.MaxPerAddress || n.logins >= l.MaxLoginsPerAddress) {
+	if s.admitted >= l.MaxConnections || n != nil && (n.conns >= l.MaxPerAddress || len(n.pending) >= l.MaxLoginsPerAddress) ||
+		s.logins >= l.MaxLogins && !s.makeRoom(n) {
 		return false
 	}
 	if n == nil {
-		n = &addrCount{}
+		n = &addrCount{pending: map[*admitted]struct{}{}}
 		s.byAddr[a.addr] = n
 	}
 	s.admitted++
 	s.logins++
+	s.arrivals++
+	a.arrival = s.arrivals
 	n.conns++
-	n.logins++
+	n.pending[a] = struct{}{}
 	return true
 }
 
+// makeRoom ends the oldest login of the address that has the most under way, if that is
+// more than the newcomer's address has: sockets that say nothing, from a few addresses, must
+// not keep everybody else out. Caller holds s.mu.
+func (s *Server) makeRoom(newcomer *addrCount) bool {
+	var most *addrCount
+	for _, n := range s.byAddr {
+		if most == nil || len(n.pending) > len(most.pending) {
+			most = n
+		}
+	}
+	if most == nil || newcomer != nil && len(most.pending) <= len(newcomer.pending)+1 || len(most.pending) < 2 {
+		return false
+	}
+	var oldest *admitted
+	for a := range most.pending {
+		if oldest == nil || a.arrival < oldest.arrival {
+			oldest = a
+		}
+	}
+	s.loggedIn(oldest)
+	s.stats.LoginsDropped.Add(1)
+	go oldest.Conn.Close() // its goroutine sees the end and does the rest
+	return true
+}
+
+// loggedIn gives the place among the logins back, once. Caller holds s.mu.
+func (s *Server) loggedIn(a *admitted) {
+	if n := s.byAddr[a.addr]; n != nil {
+		if _, ok := n.pending[a]; ok {
+			delete(n.pending, a)
+			s.logins--
+		}
+	}
+}
+
 func (a *admitted) login() {
-	a.logOnce.Do(func() {
-		a.s.mu.Lock()
-		defer a.s.mu.Unlock()
-		a.s.logins--
-		a.s.byAddr[a.addr].logins--
-	})
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	a.s.loggedIn(a)
 }
 
 func (a *admitted) Close() error {

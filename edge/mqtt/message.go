@@ -21,6 +21,7 @@ type message struct {
 
 	direct []target
 	shared []*group
+	gen    uint64 // of subIndex when it was asked
 }
 
 func newMessage(topic string, p *packet.Publish, now time.Time, from string) *message {

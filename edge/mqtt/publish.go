@@ -211,7 +211,7 @@ func (c *conn) fanOut(b *burst, p *packet.Publish, e *topicEntry, now time.Time)
 		b.keep = append(b.keep, *s.keepRetained(b.backend(), e.name, &kept))
 	}
 	if len(e.direct) > 0 || len(e.shared) > 0 {
-		m.direct, m.shared = e.direct, e.shared
+		m.direct, m.shared, m.gen = e.direct, e.shared, e.gen
 		b.msgs = append(b.msgs, m)
 	}
 }

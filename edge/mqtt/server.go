@@ -49,6 +49,7 @@ type Server struct {
 	listeners map[net.Listener]struct{}
 	admitted  int // connections accepted and not yet ended, WebSocket upgrades included
 	logins    int // of those, not logged in
+	arrivals  uint64
 	byAddr    map[netip.Addr]*addrCount
 
 	connects   limit.Buckets // new connections by address
@@ -67,7 +68,10 @@ func (s *Server) noteRefused(args ...any) {
 // maxAddresses bounds what is remembered of addresses that have gone.
 const maxAddresses = 16 << 10
 
-type addrCount struct{ conns, logins int }
+type addrCount struct {
+	conns   int
+	pending map[*admitted]struct{} // not logged in
+}
 
 // NewServer checks the configuration and reads sessions and retained messages from
 // State. It starts nothing.

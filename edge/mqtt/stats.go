@@ -4,11 +4,11 @@ import "sync/atomic"
 
 // counters are what the server counts; Stats has their meaning.
 type counters struct {
-	Accepted, AcceptErrors, ConnectionsRefused, Logins, LoginsRefused, Takeovers atomic.Uint64
-	Published, Refused, Duplicates, Ambiguous, ResendsStored, CommitErrors       atomic.Uint64
-	Malformed, KeepAliveTimeouts, BufferRefused, Panics, Throttled               atomic.Uint64
-	Delivered, Dropped, Expired                                                  atomic.Uint64
-	Wills, WillsRefused, RetainedRefused, SessionsExpired                        atomic.Uint64
+	Accepted, AcceptErrors, ConnectionsRefused, Logins, LoginsRefused, Takeovers  atomic.Uint64
+	Published, Refused, Duplicates, Ambiguous, ResendsStored, CommitErrors        atomic.Uint64
+	Malformed, KeepAliveTimeouts, BufferRefused, Panics, Throttled, LoginsDropped atomic.Uint64
+	Delivered, Dropped, Expired                                                   atomic.Uint64
+	Wills, WillsRefused, RetainedRefused, SessionsExpired                         atomic.Uint64
 }
 
 // Stats is a snapshot. Fields without a remark count since the start.
@@ -34,6 +34,7 @@ type Stats struct {
 
 	Malformed         uint64 // connections closed for what they sent
 	Throttled         uint64 // times a client above its rate was not read for a while
+	LoginsDropped     uint64 // logins under way that made room for those of other addresses
 	KeepAliveTimeouts uint64
 	BufferRefused     uint64 // connections closed for lack of packet memory
 	Panics            uint64 // a bug of ours; the connection was closed, please report
@@ -59,7 +60,7 @@ func (s *Server) Stats() Stats {
 		Accepted: k.Accepted.Load(), AcceptErrors: k.AcceptErrors.Load(), ConnectionsRefused: k.ConnectionsRefused.Load(),
 		Logins: k.Logins.Load(), LoginsRefused: k.LoginsRefused.Load(), Takeovers: k.Takeovers.Load(),
 		Published: k.Published.Load(), Refused: k.Refused.Load(), Duplicates: k.Duplicates.Load(), Ambiguous: k.Ambiguous.Load(), ResendsStored: k.ResendsStored.Load(), CommitErrors: k.CommitErrors.Load(),
-		Malformed: k.Malformed.Load(), KeepAliveTimeouts: k.KeepAliveTimeouts.Load(), BufferRefused: k.BufferRefused.Load(), Panics: k.Panics.Load(), Throttled: k.Throttled.Load(),
+		Malformed: k.Malformed.Load(), KeepAliveTimeouts: k.KeepAliveTimeouts.Load(), BufferRefused: k.BufferRefused.Load(), Panics: k.Panics.Load(), Throttled: k.Throttled.Load(), LoginsDropped: k.LoginsDropped.Load(),
 		Delivered: k.Delivered.Load(), Dropped: k.Dropped.Load(), Expired: k.Expired.Load(),
 		Wills: k.Wills.Load(), WillsRefused: k.WillsRefused.Load(), RetainedRefused: k.RetainedRefused.Load(), SessionsExpired: k.SessionsExpired.Load(),
 	}

@@ -203,6 +203,8 @@ func (c *conn) subscribe(head byte, body []byte) error {
 		name, plain, ok := topic.Shared(filter)
 		sub := subscription{f.QoS, f.NoLocal, f.RetainAsPub, f.RetainHandling, s.SubID}
 		switch {
+		case !ok && c.Version == byte(packet.V5): // 4.8.2-1, -2
+			return &packet.Error{Code: packet.ProtocolError, What: "shared subscription without a share name or a filter"}
 		case !ok || !topic.ValidFilter(plain):
 			codes[i] = packet.TopicFilterInvalid
 			continue
@@ -213,6 +215,9 @@ func (c *conn) subscribe(head byte, body []byte) error {
 			codes[i] = packet.NotAuthorized
 			if re := asReason(err); re != nil {
 				codes[i] = re.Code
+			}
+			if c.srv.cfg.TerseRefusals {
+				codes[i] = packet.Unspecified
 			}
 			continue
 		}

@@ -41,7 +41,7 @@ func (s *Server) publishWill(c *Client, w *message, set func(Burst)) {
 	if !refused {
 		cp := *w
 		m = &cp
-		m.direct, m.shared, _ = s.subs.match(m.topic)
+		m.direct, m.shared, m.gen = s.subs.match(m.topic)
 	}
 	s.wg.Add(1)
 	b.Commit(func(err error) {

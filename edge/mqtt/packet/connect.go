@@ -37,9 +37,6 @@ type Connect struct {
 // leaves c.Version at the level asked for.
 func ReadConnect(head byte, body []byte, c *Connect) error {
 	*c = Connect{ReceiveMax: 65535}
-	if head != byte(CONNECT)<<4 {
-		return malformed("CONNECT flags")
-	}
 	r := cursor{b: body}
 	name := r.bin()
 	level := r.u8()
@@ -59,12 +56,16 @@ func ReadConnect(head byte, body []byte, c *Connect) error {
 	default:
 		return malformed("protocol name")
 	}
+	// MQTT 3.1, 3.1: flags of the fixed header, and bit 0 below, are "not used".
+	if head != byte(CONNECT)<<4 && c.Version != V31 {
+		return malformed("CONNECT flags")
+	}
 	flags := r.u8()
 	c.KeepAlive = r.u16()
 	if r.bad {
 		return malformed("CONNECT header")
 	}
-	if flags&1 != 0 { // 3.1.2-3
+	if flags&1 != 0 && c.Version != V31 { // 3.1.2-3
 		return malformed("reserved CONNECT flag")
 	}
 	c.Clean = flags&2 != 0
