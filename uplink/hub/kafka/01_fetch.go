@@ -21,7 +21,10 @@ import (
 // and clients skip what precedes it. The first non-empty partition of a
 // response gets its first batch whole whatever the limits say; later
 // partitions get only what fits (KIP-74). Without enough bytes (MinBytes) the
-// request waits up to MaxWait for the partitions' high watermarks to move.
+// request waits up to MaxWait for the partitions' high watermarks to move; but
+// who has just read a backlog to its end is told so at once, by one empty
+// response: librdkafka reports the end of a partition on that only, and kcat -e
+// would wait in vain for half a second.
 // No records is an empty byte string, never null: librdkafka takes null for
 // damage. Sessions (KIP-227) are declined with session id 0, which makes
 // clients send full requests. There are no followers, racks or transactions.
@@ -29,7 +32,8 @@ var fetchAPI = api{key: 1, name: "Fetch", min: 4, max: 12, raw: fetch}
 
 const (
 	maxFetchWait  = time.Minute
-	maxFetchBytes = 1 << 20 // what MinBytes is clamped to at most
+	maxFetchBytes = 1 << 20  // what MinBytes is clamped to at most
+	backlogBytes  = 64 << 10 // a response of so many bytes is of a backlog, not of live records
 )
 
 // fetchPart is one asked partition and its answer.
@@ -93,6 +97,7 @@ func fetch(ctx context.Context, c *conn, h header, body []byte) error {
 	}
 	j.encode(h, req.IsolationLevel == 1)
 	c.s.stats.fetched.Add(len(j.data))
+	c.backlog = len(j.data) >= backlogBytes
 	return c.send(j.pieces)
 }
 
@@ -144,7 +149,7 @@ func (j *fetchJob) await(ctx context.Context, c *conn, req *kmsg.FetchRequest, l
 			held = 0
 		}
 	}
-	if j.read(c, limit) || len(j.data) >= least || wait == 0 {
+	if j.read(c, limit) || len(j.data) >= least || wait == 0 || len(j.data) == 0 && c.backlog {
 		return held, nil
 	}
 	for i := range j.parts {

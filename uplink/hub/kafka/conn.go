@@ -48,6 +48,7 @@ type conn struct {
 	out  []byte // the response at hand, reused
 	dec  *record.Decompressor
 
+	backlog       bool            // the last fetch took much
 	sasl          *access.Session // a login under way
 	authenticated bool
 	ending        error // close after the answer at hand, because of this

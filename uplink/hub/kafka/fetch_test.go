@@ -280,3 +280,26 @@ func TestFranzGoConsumes(t *testing.T) {
 		t.Fatalf("%d records from %d", len(got), got[0].Offset)
 	}
 }
+
+// After a backlog the end is told at once, and once.
+func TestEndOfABacklogIsToldAtOnce(t *testing.T) {
+	h := newHub(t)
+	p := h.topic("wind", 1).Partition(0)
+	h.fill(p, 0, 5000, 500, false)
+	r := h.raw()
+	resp := ask[*kmsg.FetchResponse](r, fetchRequest("wind", 0, 0), 11)
+	if n := len(resp.Topics[0].Partitions[0].RecordBatches); n < 64<<10 {
+		t.Fatalf("the backlog has %d bytes", n)
+	}
+	end := fetchRequest("wind", 0, 5000)
+	end.MaxWaitMillis = 50_000 // the test's connection ends earlier
+	if resp := ask[*kmsg.FetchResponse](r, end, 11); len(resp.Topics[0].Partitions[0].RecordBatches) != 0 {
+		t.Fatal("records beyond the end")
+	}
+	r.send(end) // now it waits
+	h.fill(p, 5000, 1, 1, false)
+	resp = r.receive(end, r.id).(*kmsg.FetchResponse)
+	if len(resp.Topics[0].Partitions[0].RecordBatches) == 0 {
+		t.Fatal("the end was told twice")
+	}
+}
