@@ -336,6 +336,9 @@ func (c *committer) seal(seg *segment, next uint64) {
 	if err := writeSide(l.s.cfg.FS, l.sidePath(seg.first), x); err != nil {
 		l.lg.Warn("write side file; it is rebuilt when needed", "err", err)
 	}
+	if err := l.catalog.add(x); err != nil {
+		l.lg.Warn("add to the catalog of segments; it is written anew at the next start", "err", err)
+	}
 	l.side.put(seg, x)
 }
 

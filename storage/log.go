@@ -52,6 +52,7 @@ type classLog struct {
 	segs   []*segment
 	sealed int64 // bytes of all but the tail
 
+	catalog catalog     // owned by the committer after Open
 	reserve ballast     // owned by the committer after Open
 	asked   atomic.Bool // by a class of lower rank, to give up what the hub has
 
@@ -108,6 +109,7 @@ func newClassLog(s *Store, cfg ClassConfig) *classLog {
 	}
 	l.room.L = &l.mu
 	l.files.fs = s.cfg.FS
+	l.catalog = catalog{fs: s.cfg.FS, path: filepath.Join(dir, "catalog")}
 	l.reserve.fs, l.reserve.path = s.cfg.FS, filepath.Join(dir, "reserve")
 	l.reserve.size = min(int64(cfg.SegmentBytes), maxBallast) + 64<<10
 	l.c.init(l)

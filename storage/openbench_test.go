@@ -11,7 +11,7 @@ import (
 // BenchmarkOpen opens a log of many sealed segments. What a segment costs does not
 // depend on its size: its side file's summary is read, not the segment.
 func BenchmarkOpen(b *testing.B) {
-	for _, n := range []int{100, 1000, 5000} {
+	for _, n := range []int{100, 1000, 10_000} {
 		b.Run(fmt.Sprintf("segments=%d", n), func(b *testing.B) {
 			dir := filepath.Join(b.TempDir(), "s")
 			mod := func(c *storage.Config) {

@@ -3,6 +3,7 @@ package storage
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 
@@ -50,6 +51,7 @@ func (l *classLog) recover() (*recovered, error) {
 	if err := l.cutTail(r); err != nil {
 		return nil, err
 	}
+	l.catalog.load(l.idxDir)
 	floor, err := l.keepLastRun(r)
 	if err != nil {
 		return nil, err
@@ -60,6 +62,9 @@ func (l *classLog) recover() (*recovered, error) {
 		}
 	}
 	l.removeStrayIndexes(r)
+	if err := l.catalog.settle(r.segs, r.indexes); err != nil {
+		l.lg.Warn("write the catalog of segments", "err", err)
+	}
 	return r, nil
 }
 
@@ -209,7 +214,7 @@ func (l *classLog) keepLastRun(r *recovered) (floor uint64, err error) {
 	r.indexes = make([]*segmentIndex, len(r.segs))
 	for i := len(r.segs) - 2; i >= 0; i-- {
 		seg, next := r.segs[i], r.segs[i+1].first
-		x, err := readSide(l.s.cfg.FS, l.sidePath(seg.first), false)
+		x, err := l.summary(seg)
 		if err == nil && x.first == seg.first && x.last+1 == next {
 			floor = max(floor, x.floor)
 			if x.size == seg.size {
@@ -426,17 +431,13 @@ func appendFramed(dst, entry []byte) []byte {
 
 // removeStrayIndexes removes side files of segments that are gone.
 func (l *classLog) removeStrayIndexes(r *recovered) {
-	ents, err := l.s.cfg.FS.ReadDir(l.idxDir)
-	if err != nil {
-		return
-	}
 	sealed := make(map[string]bool, len(r.segs))
 	for _, s := range r.segs[:len(r.segs)-1] {
 		sealed[segmentName(s.first)+".idx"] = true
 	}
-	for _, e := range ents {
-		if !sealed[e.Name()] {
-			l.s.cfg.FS.Remove(filepath.Join(l.idxDir, e.Name()))
+	for _, name := range slices.Sorted(maps.Keys(l.catalog.sides)) {
+		if !sealed[name] {
+			l.s.cfg.FS.Remove(filepath.Join(l.idxDir, name))
 		}
 	}
 }

@@ -103,7 +103,14 @@ func (x *segmentIndex) encode() []byte {
 			end, next, prev = r.pos+int64(r.size), r.next, r.max
 		}
 	}
-	b := make([]byte, 0, sideHeader+sidePart*len(x.parts)+len(list)+8)
+	b := x.encodeSummary(len(list))
+	b = append(b, list...)
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(list, castagnoli))
+}
+
+// encodeSummary is all before the batch list, which takes listLen bytes.
+func (x *segmentIndex) encodeSummary(listLen int) []byte {
+	b := make([]byte, 0, sideHeader+sidePart*len(x.parts)+listLen+8)
 	b = append(b, "TRIX"...)
 	b = binary.BigEndian.AppendUint32(b, sideVersion)
 	b = binary.BigEndian.AppendUint64(b, x.first)
@@ -112,7 +119,7 @@ func (x *segmentIndex) encode() []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(x.arrival))
 	b = binary.BigEndian.AppendUint64(b, x.floor)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(x.parts)))
-	b = binary.BigEndian.AppendUint32(b, uint32(len(list)))
+	b = binary.BigEndian.AppendUint32(b, uint32(listLen))
 	for i := range x.parts {
 		p := &x.parts[i]
 		b = binary.BigEndian.AppendUint32(b, uint32(p.id))
@@ -121,9 +128,7 @@ func (x *segmentIndex) encode() []byte {
 			b = binary.BigEndian.AppendUint64(b, uint64(v))
 		}
 	}
-	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-	b = append(b, list...)
-	return binary.BigEndian.AppendUint32(b, crc32.Checksum(list, castagnoli))
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
 // decodeSide reads a side file; with whole false, b may end after the summary.
