@@ -365,6 +365,12 @@ func (l *classLog) repairSegment(r *recovered, seg *segment, sc *segmentScan, da
 	var out []byte
 	var prev envelope
 	prev.commit, prev.time = r.commit, seg.arrival
+	for i := range sc.entries { // damage that comes first is of the time of what follows
+		if e := &sc.entries[i]; !e.damaged {
+			prev.epoch, prev.commit, prev.time = e.env.epoch, e.env.commit, e.env.time
+			break
+		}
+	}
 	lost := 0
 	gone := func(from, to int64, index, n uint64) {
 		var ranges []lostRange

@@ -12,10 +12,14 @@ import (
 
 // script is the same work each time: appends that roll segments, a topic, a start that
 // moves, retention that cuts segments off the front, a clean reopen in the middle.
-func script(h *history, each func() error) error {
-	for i := range 60 {
-		switch i {
-		case 20, 40:
+func script(h *history, each func() error) error { return scriptOf(h, shortScript, each) }
+
+const shortScript = 60
+
+func scriptOf(h *history, operations int, each func() error) error {
+	for i := range operations {
+		switch {
+		case i%20 == 0 && i > 0:
 			if p := h.part("a/0"); p != nil {
 				to := p.HighWatermark()
 				h.starts["a/0"] = max(h.starts["a/0"], to)
@@ -33,7 +37,7 @@ func script(h *history, each func() error) error {
 				}
 			}
 			_ = h.s.Retain()
-		case 30:
+		case i == 30:
 			if err := h.createTopic("late", 1, "bulk"); err != nil {
 				return err
 			}

@@ -37,8 +37,10 @@ type OracleStore struct {
 	Topics map[string][]uint32
 	// Start offsets by partition id.
 	Starts map[uint32]int64
-	// State as set: kind, then key. Folded kinds are left out.
-	State map[byte]map[string][]byte
+	// State as set: kind, then key. What was folded into a key is in Folded: the value it
+	// was last set to (nil when it never was), then the deltas since, oldest first.
+	State  map[byte]map[string][]byte
+	Folded map[byte]map[string][][]byte
 }
 
 // ReadStore reads all logs of a directory that no store has open.
@@ -47,7 +49,7 @@ func ReadStore(dir string) (*OracleStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &OracleStore{Logs: map[string]*OracleLog{}, Topics: map[string][]uint32{}, Starts: map[uint32]int64{}, State: map[byte]map[string][]byte{}}
+	s := &OracleStore{Logs: map[string]*OracleLog{}, Topics: map[string][]uint32{}, Starts: map[uint32]int64{}, State: map[byte]map[string][]byte{}, Folded: map[byte]map[string][][]byte{}}
 	for _, e := range list {
 		if !e.IsDir() {
 			continue
@@ -99,17 +101,25 @@ func oracleBytes(b []byte) (field, rest []byte, ok bool) {
 
 func (s *OracleStore) apply(kind, operation byte, key string, value []byte) error {
 	if s.State[kind] == nil {
-		s.State[kind] = map[string][]byte{}
+		s.State[kind], s.Folded[kind] = map[string][]byte{}, map[string][][]byte{}
 	}
 	switch operation {
 	case 0:
 		delete(s.State[kind], key)
+		delete(s.Folded[kind], key)
 		if kind == kindTopic {
 			delete(s.Topics, key)
 		}
 		return nil
 	case 1:
 		s.State[kind][key] = value
+		s.Folded[kind][key] = [][]byte{value}
+	case 2:
+		if s.Folded[kind][key] == nil {
+			s.Folded[kind][key] = [][]byte{nil}
+		}
+		s.Folded[kind][key] = append(s.Folded[kind][key], value)
+		return nil
 	default:
 		return nil
 	}

@@ -520,22 +520,30 @@ func TestFlipsAndCutsOfASegment(t *testing.T) {
 	t.Logf("%d cuts in %v: %d batches lost, all declared", runs, time.Since(start).Round(time.Millisecond), total.batches)
 }
 
-// The same for the index of a segment: nothing is lost, since the segment tells it all.
+// The same for the index of a segment and for the catalog of indexes: nothing is lost,
+// since the segment tells it all.
 func TestFlipsAndCutsOfAnIndex(t *testing.T) {
 	g := makeGolden(t, filepath.Join(scratch(t), "golden"))
-	whole := g.files[g.side]
+	for _, name := range []string{g.side, filepath.Join("main", "catalog")} {
+		if whole := g.files[name]; len(whole) > 0 {
+			sweepIndex(t, g, name, whole)
+		}
+	}
+}
+
+func sweepIndex(t *testing.T, g *golden, name string, whole []byte) {
 	start, step := time.Now(), *sweepEvery
 	first := int(storagetest.Rotation() % uint64(step))
 	_, runs := sweep(t, g, func(yield func(harm) bool) {
 		for bit := first; bit < 8*len(whole); bit += step {
 			b := bytes.Clone(whole)
 			b[bit/8] ^= 1 << (bit % 8)
-			if !yield(harm{fmt.Sprintf("bit %d of byte %d of the index flipped", bit%8, bit/8), map[string][]byte{g.side: b}}) {
+			if !yield(harm{fmt.Sprintf("bit %d of byte %d of %s flipped", bit%8, bit/8, name), map[string][]byte{name: b}}) {
 				return
 			}
 		}
 		for at := first; at < len(whole); at += step {
-			if !yield(harm{fmt.Sprintf("index cut to %d bytes", at), map[string][]byte{g.side: whole[:at]}}) {
+			if !yield(harm{fmt.Sprintf("%s cut to %d bytes", name, at), map[string][]byte{name: whole[:at]}}) {
 				return
 			}
 		}
@@ -545,7 +553,7 @@ func TestFlipsAndCutsOfAnIndex(t *testing.T) {
 		}
 		return nil
 	})
-	t.Logf("%d damages of an index of %d bytes in %v", runs, len(whole), time.Since(start).Round(time.Millisecond))
+	t.Logf("%d damages of %s, %d bytes, in %v", runs, name, len(whole), time.Since(start).Round(time.Millisecond))
 }
 
 // Every bit and every byte of the identity file: the store refuses to open and says why, or
