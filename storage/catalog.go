@@ -3,6 +3,7 @@ package storage
 import (
 	"encoding/binary"
 	"os"
+	"slices"
 
 	"tailrace/storage/internal/durable"
 )
@@ -16,26 +17,27 @@ type catalog struct {
 	fs      FS
 	path    string
 	entries map[uint64]*segmentIndex // by first index; during Open only
-	sides   map[string]bool          // names of the side files there are; during Open only
+	sides   []string                 // names of the side files there are, sorted; during Open only
 	torn    bool                     // it ends in something else than a summary
 	off     bool                     // a write failed: whole again with the next Open
 }
 
 // load reads the catalog and lists the side files.
 func (k *catalog) load(idxDir string) {
-	k.entries, k.sides = make(map[uint64]*segmentIndex), make(map[string]bool)
+	k.entries = make(map[uint64]*segmentIndex)
 	ents, err := k.fs.ReadDir(idxDir)
 	if err != nil {
 		return
 	}
 	for _, e := range ents {
-		k.sides[e.Name()] = true
+		k.sides = append(k.sides, e.Name())
 	}
 	b, err := durable.ReadFile(k.fs, k.path, maxSideFile)
 	if err != nil {
 		k.torn = true
 		return
 	}
+	slab := make([]partIndex, len(b)/sidePart)
 	for len(b) > 0 {
 		n := sideHeader + 4
 		if len(b) >= n {
@@ -45,22 +47,28 @@ func (k *catalog) load(idxDir string) {
 			k.torn = true
 			return
 		}
-		x, err := decodeSide(b[:n], false)
+		x, err := decodeSideInto(slab, b[:n], false)
 		if err != nil {
 			k.torn = true
 			return
 		}
 		k.entries[x.first] = x
+		slab = slab[len(x.parts):]
 		b = b[n:]
 	}
 }
 
 // summary is readSide without the batches, from the catalog when it has the segment.
 func (l *classLog) summary(seg *segment) (*segmentIndex, error) {
-	if x := l.catalog.entries[seg.first]; x != nil && x.size == seg.size && l.catalog.sides[segmentName(seg.first)+".idx"] {
+	if x := l.catalog.entries[seg.first]; x != nil && x.size == seg.size && l.catalog.hasSide(seg.first) {
 		return x, nil
 	}
 	return readSide(l.s.cfg.FS, l.sidePath(seg.first), false)
+}
+
+func (k *catalog) hasSide(first uint64) bool {
+	_, ok := slices.BinarySearch(k.sides, segmentName(first)+".idx")
+	return ok
 }
 
 // settle ends the use of the catalog during Open: it is written anew unless all of it

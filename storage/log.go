@@ -225,11 +225,34 @@ func (l *classLog) quarantine(path, suffix string, move bool) string {
 // finishTruncation removes what the library left of a TruncateFront that did not
 // end, or completes it, so that it finds only whole segments.
 func (l *classLog) finishTruncation(report func(Repair)) error {
-	fsys := l.s.cfg.FS
-	ents, err := fsys.ReadDir(l.segDir)
+	_, err := l.listWhole(report)
+	return err
+}
+
+// listWhole is finishTruncation, and lists the directory as it is then.
+func (l *classLog) listWhole(report func(Repair)) ([]fs.DirEntry, error) {
+	ents, err := l.s.cfg.FS.ReadDir(l.segDir)
 	if err != nil {
-		return &DiskError{"list", l.segDir, err}
+		return nil, &DiskError{"list", l.segDir, err}
 	}
+	for _, e := range ents {
+		if _, ok := segmentFirst(e.Name()); ok {
+			continue
+		}
+		if err := l.clearTruncation(ents, report); err != nil {
+			return nil, err
+		}
+		if ents, err = l.s.cfg.FS.ReadDir(l.segDir); err != nil {
+			return nil, &DiskError{"list", l.segDir, err}
+		}
+		break
+	}
+	return ents, nil
+}
+
+// clearTruncation is finishTruncation for a directory with more than segments in it.
+func (l *classLog) clearTruncation(ents []fs.DirEntry, report func(Repair)) error {
+	fsys := l.s.cfg.FS
 	var start string
 	changed := false
 	for _, e := range ents { // sorted: the last START wins, as in the library

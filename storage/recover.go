@@ -1,11 +1,14 @@
 package storage
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"maps"
+	"io/fs"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 
 	"tailrace/storage/internal/durable"
 )
@@ -42,10 +45,11 @@ func (l *classLog) recover() (*recovered, error) {
 		return nil, &DiskError{"fsync directory", filepath.Dir(l.segDir), err}
 	}
 	r := &recovered{next: make(map[PartitionID]int64)}
-	if err := l.finishTruncation(func(rep Repair) { r.report(l, rep) }); err != nil {
+	ents, err := l.listWhole(func(rep Repair) { r.report(l, rep) })
+	if err != nil {
 		return nil, err
 	}
-	if err := l.listSegments(r); err != nil {
+	if err := l.listSegments(r, ents); err != nil {
 		return nil, err
 	}
 	if err := l.cutTail(r); err != nil {
@@ -68,21 +72,33 @@ func (l *classLog) recover() (*recovered, error) {
 	return r, nil
 }
 
-func (l *classLog) listSegments(r *recovered) error {
-	ents, err := l.s.cfg.FS.ReadDir(l.segDir)
-	if err != nil {
-		return &DiskError{"list", l.segDir, err}
-	}
+func (l *classLog) listSegments(r *recovered, ents []fs.DirEntry) error {
+	var names []fs.DirEntry
 	for _, e := range ents {
-		first, ok := segmentFirst(e.Name())
-		if !ok || e.IsDir() {
-			continue
+		if first, ok := segmentFirst(e.Name()); ok && !e.IsDir() {
+			names = append(names, e)
+			r.segs = append(r.segs, &segment{first: first, last: first - 1, path: filepath.Join(l.segDir, e.Name())})
 		}
-		fi, err := e.Info()
-		if err != nil {
-			return &DiskError{"stat", e.Name(), err}
-		}
-		r.segs = append(r.segs, &segment{first: first, last: first - 1, size: fi.Size(), path: filepath.Join(l.segDir, e.Name())})
+	}
+	// Asking ten thousand files for their sizes is most of what opening costs.
+	const each = 1024
+	errs := make([]error, (len(names)+each-1)/each)
+	var wg sync.WaitGroup
+	for i := range errs {
+		wg.Go(func() {
+			for j := i * each; j < min((i+1)*each, len(names)); j++ {
+				fi, err := names[j].Info()
+				if err != nil {
+					errs[i] = &DiskError{"stat", names[j].Name(), err}
+					return
+				}
+				r.segs[j].size = fi.Size()
+			}
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	slices.SortFunc(r.segs, func(a, b *segment) int {
 		if a.first < b.first {
@@ -437,12 +453,13 @@ func appendFramed(dst, entry []byte) []byte {
 
 // removeStrayIndexes removes side files of segments that are gone.
 func (l *classLog) removeStrayIndexes(r *recovered) {
-	sealed := make(map[string]bool, len(r.segs))
-	for _, s := range r.segs[:len(r.segs)-1] {
-		sealed[segmentName(s.first)+".idx"] = true
-	}
-	for _, name := range slices.Sorted(maps.Keys(l.catalog.sides)) {
-		if !sealed[name] {
+	sealed := r.segs[:len(r.segs)-1]
+	for _, name := range l.catalog.sides {
+		first, ok := segmentFirst(strings.TrimSuffix(name, ".idx"))
+		if ok {
+			_, ok = slices.BinarySearchFunc(sealed, first, func(s *segment, first uint64) int { return cmp.Compare(s.first, first) })
+		}
+		if !ok {
 			l.s.cfg.FS.Remove(filepath.Join(l.idxDir, name))
 		}
 	}

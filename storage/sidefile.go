@@ -132,7 +132,10 @@ func (x *segmentIndex) encodeSummary(listLen int) []byte {
 }
 
 // decodeSide reads a side file; with whole false, b may end after the summary.
-func decodeSide(b []byte, whole bool) (*segmentIndex, error) {
+func decodeSide(b []byte, whole bool) (*segmentIndex, error) { return decodeSideInto(nil, b, whole) }
+
+// decodeSideInto takes the parts from slab when it is large enough.
+func decodeSideInto(slab []partIndex, b []byte, whole bool) (*segmentIndex, error) {
 	if len(b) < sideHeader+4 || string(b[:4]) != "TRIX" || binary.BigEndian.Uint32(b[4:]) != sideVersion {
 		return nil, fmt.Errorf("not a side file of version %d", sideVersion)
 	}
@@ -146,7 +149,10 @@ func decodeSide(b []byte, whole bool) (*segmentIndex, error) {
 	if crc32.Checksum(b[:end], castagnoli) != binary.BigEndian.Uint32(b[end:]) {
 		return nil, fmt.Errorf("crc of the side file's summary differs")
 	}
-	x.parts = make([]partIndex, n)
+	if x.parts = slab; uint64(len(x.parts)) < n {
+		x.parts = make([]partIndex, n)
+	}
+	x.parts = x.parts[:n:n]
 	for i := range x.parts {
 		q := b[sideHeader+sidePart*i:]
 		p := &x.parts[i]

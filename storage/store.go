@@ -500,6 +500,15 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 			p.start = int64(binary.BigEndian.Uint64(v))
 		}
 	}
+	spans := make(map[PartitionID]int)
+	for _, x := range r.indexes {
+		for j := range x.parts {
+			spans[x.parts[j].id]++
+		}
+	}
+	for id, p := range parts {
+		p.spans, p.runMax = make([]span, 0, spans[id]), make([]int64, 0, spans[id])
+	}
 	end := make(map[PartitionID]int64) // where the next batch should begin
 	for i, x := range r.indexes {
 		for j := range x.parts {
