@@ -64,6 +64,7 @@ type Problem struct {
 	Offset   int64  `json:"offset"` // in the file
 	Severity string `json:"severity"`
 	What     string `json:"what"`
+	Settled  bool   `json:"settled,omitempty"` // an earlier start has dealt with it
 }
 
 // Inspect reads a store's directory, checks every byte of it, and changes
@@ -134,7 +135,7 @@ func Inspect(dir string, progress func(done, total int64)) (*Inspection, error) 
 }
 
 func (in *Inspection) problem(class, file string, at int64, severity, format string, args ...any) {
-	in.Problems = append(in.Problems, Problem{class, file, at, severity, fmt.Sprintf(format, args...)})
+	in.Problems = append(in.Problems, Problem{Class: class, File: file, Offset: at, Severity: severity, What: fmt.Sprintf(format, args...)})
 }
 
 // Lossy tells whether acknowledged data is damaged.
@@ -215,6 +216,7 @@ func (x *inspector) entry(file string, e *scanned) {
 		}
 	case entryDamage:
 		x.in.problem(x.class, file, e.pos, "note", "damage that an earlier start cut out, declared and set aside")
+		x.in.Problems[len(x.in.Problems)-1].Settled = true
 	case entryData:
 		x.data(file, e)
 	}

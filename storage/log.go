@@ -184,6 +184,9 @@ func (l *classLog) setSegments(segs []*segment) {
 func (l *classLog) quarantine(path, suffix string, move bool) string {
 	const maxQuarantineBytes = 64 << 20
 	fsys := l.s.cfg.FS
+	if l.s.keepAll && !move {
+		return ""
+	}
 	var total int64
 	if ents, err := fsys.ReadDir(l.quarDir); err == nil {
 		for _, e := range ents {
@@ -197,7 +200,7 @@ func (l *classLog) quarantine(path, suffix string, move bool) string {
 	if err != nil {
 		return ""
 	}
-	if total+fi.Size() > maxQuarantineBytes {
+	if total+fi.Size() > maxQuarantineBytes && !l.s.keepAll {
 		l.lg.Warn("quarantine is full, not kept", "file", path, "directory", l.quarDir)
 		if move {
 			fsys.Remove(path)
@@ -214,7 +217,7 @@ func (l *classLog) quarantine(path, suffix string, move bool) string {
 	}
 	if err != nil {
 		l.lg.Warn("quarantine", "file", path, "err", err)
-		if move {
+		if move && !l.s.keepAll {
 			fsys.Remove(path)
 		}
 		return ""

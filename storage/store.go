@@ -23,6 +23,7 @@ import (
 type Store struct {
 	cfg        Config
 	lock       io.Closer
+	keepAll    bool         // the quarantine has no limit, and the caller has made the copies
 	logs       []*classLog  // in the order of Config.Classes
 	idMu       sync.RWMutex // guards identity and epochs once the store is open
 	identity   Identity
@@ -53,11 +54,6 @@ func Open(cfg Config) (*Store, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{
-		cfg:    cfg,
-		topics: make(map[string]*Topic), partitions: make(map[PartitionID]*Partition),
-		closing: make(chan struct{}),
-	}
 	if err := cfg.FS.MkdirAll(cfg.Dir, dirPerm); err != nil {
 		return nil, &DiskError{"create", cfg.Dir, err}
 	}
@@ -65,7 +61,17 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, &DiskError{"lock", cfg.Dir, err}
 	}
-	s.lock = lock
+	return open(cfg, lock, false)
+}
+
+// open opens the store under its lock, which it closes when it fails.
+func open(cfg Config, lock io.Closer, keepAll bool) (*Store, error) {
+	cfg = cfg.withDefaults()
+	s := &Store{
+		cfg: cfg, lock: lock, keepAll: keepAll,
+		topics: make(map[string]*Topic), partitions: make(map[PartitionID]*Partition),
+		closing: make(chan struct{}),
+	}
 	if err := s.open(); err != nil {
 		for _, l := range s.logs {
 			l.abandon()

@@ -88,6 +88,7 @@ It talks to a hub by default (http://127.0.0.1:8080). On site, point it at a nod
 		newTail(&api),
 		newReplay(&api),
 		newNodes(&api),
+		newLosses(&api),
 		newCheck(),
 		newDevCerts(),
 		newPasswd(),

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -22,17 +23,37 @@ type nodeInfo struct {
 	Lost        int64   `json:"lost_records"`
 	Stored      int64   `json:"stored_records"`
 	RTTSeconds  float64 `json:"rtt_seconds"`
+	OtherCopy   string  `json:"other_copy"`
+	Topics      []struct {
+		Topic            string  `json:"topic"`
+		Partition        int     `json:"partition"`
+		CentralTopic     string  `json:"central_topic"`
+		CentralPartition int     `json:"central_partition"`
+		Next             int64   `json:"next"`
+		CompleteTo       int64   `json:"complete_to"`
+		CompleteTime     string  `json:"complete_time"`
+		LagRecords       int64   `json:"lag_records"`
+		LagSeconds       float64 `json:"lag_seconds"`
+		Stored           int64   `json:"stored_records"`
+		Lost             int64   `json:"lost_records"`
+	} `json:"topics"`
 }
 
 func newNodes(api *client) *cobra.Command {
-	var output string
+	var output, node string
+	var topics bool
 	c := &cobra.Command{
 		Use:   "nodes",
 		Short: "List the nodes of a hub; exit status 1 when one is dark or fenced",
 		Long: `Lists what the hub knows of its nodes. The exit status is for monitoring: 0 when every
 node is connected, 1 when one is dark (not connected) or fenced (its log is not the one
-the hub has seen).`,
+the hub has seen).
+
+--topics shows completeness: below COMPLETE TO every offset of the node's partition is at the
+hub or declared lost (tailrace losses), up to the record time beside it. So a reading that is
+not there is known not to be there, not here yet, or gone.`,
 		Example: `  tailrace nodes
+  tailrace nodes --topics --node node-7
   tailrace nodes -o json | jq '.nodes[] | select(.dark) | .node'
   tailrace nodes >/dev/null || mail -s "a node is dark" ops@example.org </dev/null`,
 		Args: cobra.NoArgs,
@@ -45,21 +66,57 @@ the hub has seen).`,
 				return err
 			}
 			var list struct {
-				Nodes []nodeInfo `json:"nodes"`
+				Nodes     []nodeInfo `json:"nodes"`
+				StoreNote string     `json:"store_note"`
 			}
 			if err := json.Unmarshal(raw, &list); err != nil {
 				return err
 			}
-			if output == "json" {
-				fmt.Fprintln(c.OutOrStdout(), string(raw))
-			} else if err := printNodes(c.OutOrStdout(), list.Nodes); err != nil {
+			if node != "" {
+				list.Nodes = slices.DeleteFunc(list.Nodes, func(n nodeInfo) bool { return n.Node != node })
+				if len(list.Nodes) == 0 {
+					return fmt.Errorf("the hub knows no node %q", node)
+				}
+			}
+			w := c.OutOrStdout()
+			var err error
+			switch {
+			case output == "json":
+				_, err = fmt.Fprintln(w, string(raw))
+			case topics:
+				err = printCompleteness(w, list.Nodes)
+			default:
+				err = printNodes(w, list.Nodes)
+			}
+			if err != nil {
 				return err
+			}
+			if list.StoreNote != "" && output != "json" {
+				fmt.Fprintln(w, "hub:", list.StoreNote)
 			}
 			return darkError(list.Nodes)
 		},
 	}
-	c.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	c.Flags().StringVarP(&output, "output", "o", "text", "text or json (everything, whatever --topics and --node say)")
+	c.Flags().BoolVar(&topics, "topics", false, "completeness of each topic of each node")
+	c.Flags().StringVar(&node, "node", "", "this node only")
 	return c
+}
+
+func printCompleteness(w io.Writer, ns []nodeInfo) error {
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(tw, "NODE\tTOPIC\tCOMPLETE TO\tTIME\tOF\tLAG\tBEHIND\tSTORED\tLOST\tCENTRAL PARTITION")
+	for _, n := range ns {
+		for _, t := range n.Topics {
+			central := "-"
+			if t.CentralTopic != "" {
+				central = fmt.Sprintf("%s/%d", t.CentralTopic, t.CentralPartition)
+			}
+			fmt.Fprintf(tw, "%s\t%s/%d\t%d\t%s\t%d\t%d\t%s\t%d\t%d\t%s\n", n.Node, t.Topic, t.Partition, t.CompleteTo, dash(t.CompleteTime), t.Next,
+				t.LagRecords, seconds(t.LagSeconds), t.Stored, t.Lost, central)
+		}
+	}
+	return tw.Flush()
 }
 
 func printNodes(w io.Writer, ns []nodeInfo) error {
@@ -75,6 +132,9 @@ func printNodes(w io.Writer, ns []nodeInfo) error {
 	for _, n := range ns {
 		if n.Fenced != "" {
 			fmt.Fprintf(w, "%s is fenced: %s\n", n.Node, n.Fenced)
+		}
+		if n.OtherCopy != "" {
+			fmt.Fprintf(w, "%s: another machine with this name is refused, %s\n", n.Node, n.OtherCopy)
 		}
 	}
 	if len(ns) == 0 {

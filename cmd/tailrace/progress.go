@@ -45,6 +45,13 @@ func (p *progress) add(n int64) {
 	p.draw()
 }
 
+// restart begins to count anew.
+func (p *progress) restart() {
+	p.mu.Lock()
+	p.n, p.start = 0, time.Now()
+	p.mu.Unlock()
+}
+
 func (p *progress) draw() {
 	p.shown = time.Now()
 	secs := max(time.Since(p.start).Seconds(), 0.001)

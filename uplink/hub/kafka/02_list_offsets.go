@@ -48,7 +48,7 @@ func (c *conn) listOffset(t *storage.Topic, rp kmsg.ListOffsetsRequestTopicParti
 	if e := c.s.checkEpoch(rp.CurrentLeaderEpoch); e != nil {
 		return e
 	}
-	sp.LeaderEpoch = c.s.epoch
+	sp.LeaderEpoch = c.s.leaderEpoch()
 	sp.Timestamp, sp.Offset = -1, -1
 	switch rp.Timestamp {
 	case -1:
@@ -78,10 +78,10 @@ func (c *conn) listOffset(t *storage.Topic, rp kmsg.ListOffsetsRequestTopicParti
 // checkEpoch fences a client whose metadata is of another life of the store
 // (KIP-320). -1 is a client that does not say.
 func (s *Server) checkEpoch(current int32) *kerr.Error {
-	switch {
-	case current < 0 || current == s.epoch:
+	switch epoch := s.leaderEpoch(); {
+	case current < 0 || current == epoch:
 		return nil
-	case current < s.epoch:
+	case current < epoch:
 		return kerr.FencedLeaderEpoch
 	}
 	return kerr.UnknownLeaderEpoch

@@ -83,7 +83,7 @@ func (s *Server) describeTopic(t *storage.Topic) kmsg.MetadataResponseTopic {
 	self := []int32{s.cfg.BrokerID}
 	for i := range t.Partitions() {
 		p := kmsg.NewMetadataResponseTopicPartition()
-		p.Partition, p.Leader, p.LeaderEpoch = int32(i), s.cfg.BrokerID, s.epoch
+		p.Partition, p.Leader, p.LeaderEpoch = int32(i), s.cfg.BrokerID, s.leaderEpoch()
 		p.Replicas, p.ISR = self, self
 		out.Partitions = append(out.Partitions, p)
 	}

@@ -39,7 +39,7 @@ func offsetForLeaderEpoch(_ context.Context, c *conn, req *kmsg.OffsetForLeaderE
 			}
 			if e != nil {
 				sp.ErrorCode = c.fault(23, e)
-			} else if rp.LeaderEpoch >= 0 && rp.LeaderEpoch <= c.s.epoch {
+			} else if rp.LeaderEpoch >= 0 && rp.LeaderEpoch <= c.s.leaderEpoch() {
 				sp.LeaderEpoch, sp.EndOffset = rp.LeaderEpoch, c.s.epochEnd(p, rp.LeaderEpoch)
 			}
 			st.Partitions = append(st.Partitions, sp)
@@ -60,9 +60,28 @@ const epochPrefix = "epoch/"
 // forks is where an epoch began, by partition; none is 0.
 type forks map[storage.PartitionID]int64
 
+// leaderEpoch is the store's epoch now. It rises while the hub runs when records are
+// found to have been lost (storage.RaiseEpoch).
+func (s *Server) leaderEpoch() int32 {
+	epoch := max(s.store.EpochNumber(), 1)
+	s.epochMu.RLock()
+	known := s.epoch
+	s.epochMu.RUnlock()
+	if epoch != known {
+		if err := s.loadEpochs(); err != nil {
+			s.log.Error("the begin of the new epoch is not kept", "epoch", epoch, "error", err)
+		}
+	}
+	return epoch
+}
+
 // loadEpochs reads what is known of every epoch and keeps what the store says of
 // this one.
 func (s *Server) loadEpochs() error {
+	s.epochMu.Lock()
+	defer s.epochMu.Unlock()
+	now := s.store.Identity().Epoch
+	s.epoch = max(now.Number, 1)
 	s.epochs = make(map[int32]forks)
 	s.store.RangeState(storage.KindGroup, func(key string, v []byte) bool {
 		num, ok := strings.CutPrefix(key, epochPrefix)
@@ -77,7 +96,6 @@ func (s *Server) loadEpochs() error {
 		s.epochs[int32(n)] = f
 		return true
 	})
-	now := s.store.Identity().Epoch
 	if _, ok := s.epochs[s.epoch]; ok || len(now.ForkAt) == 0 {
 		s.epochs[s.epoch] = now.ForkAt
 		return nil
@@ -102,6 +120,8 @@ func (s *Server) loadEpochs() error {
 // there: the least at which a later epoch began.
 func (s *Server) epochEnd(p *storage.Partition, epoch int32) int64 {
 	end := p.HighWatermark()
+	s.epochMu.RLock()
+	defer s.epochMu.RUnlock()
 	for n, f := range s.epochs {
 		if n > epoch {
 			end = min(end, f[p.ID()])

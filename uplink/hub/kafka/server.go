@@ -195,6 +195,7 @@ type Server struct {
 	apis      map[int16]api
 	clusterID string
 	epoch     int32           // leader epoch of every partition: the store's
+	epochMu   sync.RWMutex    // guards epoch and epochs
 	epochs    map[int32]forks // where each epoch began
 	requests  *semaphore.Weighted
 	responses *semaphore.Weighted
@@ -216,7 +217,6 @@ func NewServer(cfg Config) (*Server, error) {
 	id := cfg.Store.Identity()
 	s := &Server{
 		cfg: cfg, store: cfg.Store, log: cfg.Logger, clusterID: cfg.ClusterID,
-		epoch:     max(id.Epoch.Number, 1),
 		requests:  semaphore.NewWeighted(cfg.RequestBytes),
 		responses: semaphore.NewWeighted(cfg.ResponseBytes),
 		producers: newProducers(cfg.Store, cfg.Now),
