@@ -230,7 +230,7 @@ func (n *Node) open() error {
 	n.ingest = &ingest{store: n.store, router: n.router, streams: n.streams, registry: n.registry, auth: n.auth, classes: names, logger: n.logger,
 		suspects: newQuarantine(c.MQTT.Quarantine, c.Now, n.logger), topics: c.MQTT.Client.MaxTopics, review: func() { n.mqtt.Review(n.ingest.Still, nil) }}
 	if n.mqtt, err = mqtt.NewServer(mqtt.Config{
-		Backend: n.ingest, State: state{n.store}, Now: c.Now, Logger: n.logger.With("part", "mqtt"), TerseRefusals: c.MQTT.TerseRefusals,
+		Backend: n.ingest, State: state{n.store}, Log: replay{n.store, bridgeClients(n.bridgeCfg)}, Now: c.Now, Logger: n.logger.With("part", "mqtt"), TerseRefusals: c.MQTT.TerseRefusals,
 		Limits: mqtt.Limits{
 			MaxRecordBytes: int(c.MQTT.MaxRecordSize), MaxConnections: c.MQTT.MaxConnections, ReceiveMaximum: c.MQTT.ReceiveMaximum,
 			Sessions: c.MQTT.MaxSessions, MaxSessionExpiry: c.MQTT.MaxSessionExpiry, MaxKeepAlive: c.MQTT.MaxKeepAlive, RetainedBytes: int(c.MQTT.RetainedSize),
@@ -244,7 +244,7 @@ func (n *Node) open() error {
 	// Rules may have changed while we were away: subscriptions of sessions are asked about.
 	n.reviewAccess(nil)
 	for _, bc := range n.bridgeCfg {
-		bc.Sink = newBridgeSink(n.ingest, bc.ClientID)
+		bc.Sink = newBridgeSink(n.ingest, bc.ClientID, bc.ReceiveMaximum)
 		b, err := bridge.New(bc)
 		if err != nil {
 			return err

@@ -60,6 +60,12 @@ var (
 	mLinkRedial = metric{"tailrace_link_reconnects_total", "counter", "Reconnects to hubs since start."}
 	mBridgeUp   = metric{"tailrace_bridge_connected", "gauge", "1 while the bridge is connected to its broker."}
 	mBridgeIn   = metric{"tailrace_bridge_stored_total", "counter", "Messages of the broker made durable."}
+	mBridgeLag  = metric{"tailrace_bridge_lag_records", "gauge", "Messages of the broker received and not yet durable. At receive_maximum: the disk is the brake."}
+	mBridgeDup  = metric{"tailrace_bridge_duplicates_total", "counter", "Messages redelivered by the broker that were durable already and not stored again."}
+	mBridgeRed  = metric{"tailrace_bridge_redelivered_total", "counter", "Messages that the broker marked as redelivered. Above duplicates: stored, perhaps again."}
+	mBridgeLast = metric{"tailrace_bridge_last_message_timestamp_seconds", "gauge", "When the newest message of the broker came; 0 = none since start."}
+	mBridgeLost = metric{"tailrace_bridge_sessions_lost_total", "counter", "Times the broker had forgotten our session: what was published meanwhile is not coming."}
+	mBridgeTry  = metric{"tailrace_bridge_reconnects_total", "counter", "Reconnects to the broker since start."}
 	mBridgeDrop = metric{"tailrace_bridge_refused_total", "counter", "Messages of the broker that can never be stored (no route, too large), acknowledged and dropped."}
 	mInfo       = metric{"tailrace_info", "gauge", "Version, node and medium of the log as labels."}
 )
@@ -218,5 +224,15 @@ func (n *Node) collect(e *exposition) {
 		e.add(mBridgeUp, up, "bridge", s.Name)
 		e.add(mBridgeIn, float64(s.Stored), "bridge", s.Name)
 		e.add(mBridgeDrop, float64(s.Refused), "bridge", s.Name)
+		e.add(mBridgeLag, float64(s.Waiting), "bridge", s.Name)
+		e.add(mBridgeDup, float64(s.Duplicates), "bridge", s.Name)
+		e.add(mBridgeRed, float64(s.Redelivery), "bridge", s.Name)
+		last := 0.0
+		if !s.LastAt.IsZero() {
+			last = float64(s.LastAt.UnixMilli()) / 1000
+		}
+		e.add(mBridgeLast, last, "bridge", s.Name)
+		e.add(mBridgeLost, float64(s.LostState), "bridge", s.Name)
+		e.add(mBridgeTry, float64(s.Reconnects), "bridge", s.Name)
 	}
 }

@@ -121,6 +121,14 @@ type BridgeState struct {
 	Stored     uint64    `json:"stored"`
 	Refused    uint64    `json:"refused"`
 	Redelivery uint64    `json:"redelivered"`
+	Duplicates uint64    `json:"duplicates"` // redelivered, durable already, not stored again
+	Failed     uint64    `json:"failed"`     // could not be stored now; the broker sends them again
+	LostState  uint64    `json:"sessions_lost"`
+	State      string    `json:"state"` // connecting, connected, waiting
+	NextTry    time.Time `json:"next_try,omitzero"`
+	Lag        int64     `json:"lag"` // received and not yet durable
+	LastAt     time.Time `json:"last_message,omitzero"`
+	Bytes      uint64    `json:"bytes"`
 	Reconnects uint64    `json:"reconnects"`
 	LastError  string    `json:"last_error,omitempty"`
 }
@@ -168,7 +176,8 @@ func (n *Node) Status() Status {
 
 func bridgeState(b bridge.Stats) BridgeState {
 	return BridgeState{Name: b.Name, Connected: b.Connected, Broker: b.Broker, Since: b.Since.UTC(), Received: b.Received, Stored: b.Stored,
-		Refused: b.Refused, Redelivery: b.Redelivery, Reconnects: b.Reconnects, LastError: b.LastError}
+		Refused: b.Refused, Redelivery: b.Redelivery, Reconnects: b.Reconnects, LastError: b.LastError, Duplicates: b.Duplicates, Failed: b.Failed,
+		LostState: b.LostState, State: b.State, NextTry: b.NextTry, Lag: b.Waiting, LastAt: b.LastAt, Bytes: b.Bytes}
 }
 
 func (n *Node) storeStatus() StoreStatus {

@@ -4,9 +4,9 @@
 // The broker keeps a session for us and hears an acknowledgement only after the
 // message is durable here: what the broker had acknowledged to its own clients at
 // QoS 1 reaches the log at least once, however often either side dies. A message
-// that was durable and not yet acknowledged when the connection broke comes again
-// and is stored again (marked DUP by the broker); the broker gives it no identity
-// that would survive.
+// that was durable and not yet acknowledged when the connection broke comes again,
+// marked DUP. A Sink that is a Memory recognises it where the broker sends it again with its
+// packet id and in its order, as the standard asks for; else it is stored again.
 //
 //	b, err := bridge.New(bridge.Config{Name: "plant", Brokers: []string{"mqtt://10.0.0.5:1883"}, ...})
 //	err = b.Run(ctx)
@@ -35,6 +35,18 @@ type Sink interface {
 	Begin() Burst
 }
 
+// Memory may be implemented by a Sink that remembers, durably and with the messages
+// themselves, what it has stored of a session.
+type Memory interface {
+	// Session is told at each connect, before the first message, whether the broker has
+	// kept our session. If not, its packet ids mean nothing any more.
+	Session(present bool)
+	// Known gets the messages that a resumed session begins with and that are marked DUP, in
+	// order, and returns how many of the first are certainly durable. They are
+	// acknowledged and not stored again.
+	Known(resent []Message) int
+}
+
 // Burst is a group of messages that become durable together.
 type Burst interface {
 	// Add encodes m now; m may be kept by nobody. An error refuses this message alone
@@ -55,6 +67,7 @@ type Message struct {
 	Topic         string
 	Payload       []byte
 	QoS           byte
+	PacketID      uint16 // 0 at QoS 0
 	Retain, Dup   bool
 	ContentType   string
 	ResponseTopic string
@@ -194,6 +207,12 @@ type Stats struct {
 	Since      time.Time // of the present state
 	Received   uint64    // messages from the broker
 	Redelivery uint64    // of those, marked DUP
+	Duplicates uint64    // of those, durable already and not stored again
+	Waiting    int64     // received and not yet durable or refused: our own lag
+	LastAt     time.Time // of the newest message; zero = none yet
+	Bytes      uint64    // of payloads received
+	State      string    // "connecting", "connected" or "waiting" (for the next try)
+	NextTry    time.Time // while waiting
 	Stored     uint64    // durable
 	Refused    uint64    // could not be stored for good (no route, too large), acknowledged and dropped
 	Failed     uint64    // could not be stored now; the broker sends them again
@@ -208,12 +227,15 @@ type Bridge struct {
 	brokers []broker
 
 	received, redelivery, stored, refused, failed, reconnects, lostState atomic.Uint64
-	established                                                          atomic.Bool // the broker has had a session of ours since New
+	duplicates, bytes                                                    atomic.Uint64
+	waiting, lastAt                                                      atomic.Int64 // lastAt in Unix ns; 0 = none
+	established                                                          atomic.Bool  // the broker has had a session of ours since New
 
 	mu        sync.Mutex // guards the fields below
 	connected bool
 	current   string
 	since     time.Time
+	nextTry   time.Time // zero = a try is under way
 	lastErr   string
 }
 
@@ -253,6 +275,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 		delay := wait/2 + time.Duration(b.cfg.Rand.Int64N(int64(wait/2)+1))
 		b.cfg.Logger.Warn("broker connection ended", "err", err, "retry_in", delay)
 		wait = min(wait*2, b.cfg.BackoffMax)
+		b.setNextTry(b.cfg.Now().Add(delay))
 		t := time.NewTimer(delay)
 		select {
 		case <-ctx.Done():
@@ -260,6 +283,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 			return ctx.Err()
 		case <-t.C:
 		}
+		b.setNextTry(time.Time{})
 		b.reconnects.Add(1)
 	}
 }
@@ -279,11 +303,28 @@ func (b *Bridge) note(connected bool, broker string, err error) {
 	}
 }
 
+func (b *Bridge) setNextTry(t time.Time) {
+	b.mu.Lock()
+	b.nextTry = t
+	b.mu.Unlock()
+}
+
 // Stats may be called at any time.
 func (b *Bridge) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	state := "connecting"
+	if b.connected {
+		state = "connected"
+	} else if !b.nextTry.IsZero() {
+		state = "waiting"
+	}
+	var last time.Time
+	if ns := b.lastAt.Load(); ns != 0 {
+		last = time.Unix(0, ns)
+	}
 	return Stats{
+		State: state, NextTry: b.nextTry, LastAt: last, Waiting: max(0, b.waiting.Load()), Bytes: b.bytes.Load(), Duplicates: b.duplicates.Load(),
 		Name: b.cfg.Name, Connected: b.connected, Broker: b.current, Since: b.since, LastError: b.lastErr,
 		Received: b.received.Load(), Redelivery: b.redelivery.Load(), Stored: b.stored.Load(), Refused: b.refused.Load(),
 		Failed: b.failed.Load(), Reconnects: b.reconnects.Load(), LostState: b.lostState.Load(),

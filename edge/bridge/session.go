@@ -25,6 +25,7 @@ const (
 // pending is a burst under way, or its outcome.
 type pending struct {
 	messages []*paho.Publish // what to acknowledge
+	added    int             // tried to store: neither known nor waiting in again
 	stored   int
 	err      error
 }
@@ -66,14 +67,23 @@ func (b *Bridge) session(ctx context.Context, to broker) (up bool, err error) {
 			cancel(fmt.Errorf("broker sent DISCONNECT, reason 0x%02X", d.ReasonCode))
 		},
 	})
-	if err := b.login(ctx, client); err != nil {
+	present, err := b.login(ctx, client)
+	if err != nil {
 		return false, err
 	}
+	memory, _ := b.cfg.Sink.(Memory)
+	if memory != nil {
+		memory.Session(present)
+	}
+	if !present {
+		memory = nil
+	}
+	b.waiting.Store(0)
 	// Before subscribing: a resumed session delivers at once, and paho reads the SUBACK
 	// only when what came before it has found room.
 	slots := make(chan struct{}, burstsInFlight)
 	done := make(chan struct{})
-	go b.pump(ctx, incoming, results, slots)
+	go b.pump(ctx, incoming, results, slots, memory)
 	go func() {
 		defer close(done)
 		b.acknowledge(client, results, slots, cancel)
@@ -125,7 +135,7 @@ func (b *Bridge) dial(ctx context.Context, to broker) (net.Conn, error) {
 	return t, nil
 }
 
-func (b *Bridge) login(ctx context.Context, client *paho.Client) error {
+func (b *Bridge) login(ctx context.Context, client *paho.Client) (present bool, err error) {
 	expiry, receive, packet := uint32(b.cfg.SessionExpiry/time.Second), uint16(b.cfg.ReceiveMaximum), uint32(b.cfg.MaxPacketBytes)
 	cp := &paho.Connect{
 		ClientID: b.cfg.ClientID, CleanStart: false, KeepAlive: uint16(b.cfg.KeepAlive / time.Second),
@@ -137,16 +147,16 @@ func (b *Bridge) login(ctx context.Context, client *paho.Client) error {
 	if b.cfg.Password != nil {
 		pw, err := b.cfg.Password()
 		if err != nil {
-			return fmt.Errorf("password: %w", err)
+			return false, fmt.Errorf("password: %w", err)
 		}
 		cp.Password, cp.PasswordFlag = pw, true
 	}
 	ca, err := client.Connect(ctx, cp)
 	if err != nil {
 		if ca != nil {
-			return fmt.Errorf("broker refused the connection, reason 0x%02X: %w", ca.ReasonCode, err)
+			return false, fmt.Errorf("broker refused the connection, reason 0x%02X: %w", ca.ReasonCode, err)
 		}
-		return fmt.Errorf("log in: %w", err)
+		return false, fmt.Errorf("log in: %w", err)
 	}
 	if p := ca.Properties; p != nil && p.SessionExpiryInterval != nil && *p.SessionExpiryInterval < expiry {
 		b.cfg.Logger.Warn("the broker keeps our session for less time than wanted", "wanted_s", expiry, "granted_s", *p.SessionExpiryInterval)
@@ -155,7 +165,7 @@ func (b *Bridge) login(ctx context.Context, client *paho.Client) error {
 		b.lostState.Add(1)
 		b.cfg.Logger.Warn("the broker has no session of ours: messages published while we were away are not coming")
 	}
-	return nil
+	return ca.SessionPresent, nil
 }
 
 func (b *Bridge) subscribe(ctx context.Context, client *paho.Client) error {
@@ -183,19 +193,36 @@ func (b *Bridge) subscribe(ctx context.Context, client *paho.Client) error {
 // pump gathers what has arrived into bursts. A slot is taken for each burst and
 // given back when its outcome was taken out of results; results holds as many, so
 // that done never blocks. After ctx's end pump waits for all outcomes and closes results.
-func (b *Bridge) pump(ctx context.Context, incoming <-chan *paho.Publish, results chan<- pending, slots chan struct{}) {
+func (b *Bridge) pump(ctx context.Context, incoming <-chan *paho.Publish, results chan<- pending, slots chan struct{}, memory Memory) {
 	defer func() {
 		for range burstsInFlight {
 			slots <- struct{}{}
 		}
 		close(results)
 	}()
+	var again []*paho.Publish // what a resumed session has begun with
+	if memory != nil {
+		again = b.resent(ctx, incoming)
+		if known := b.known(memory, again); known > 0 {
+			select {
+			case <-ctx.Done():
+				return
+			case slots <- struct{}{}:
+			}
+			results <- pending{messages: again[:known]}
+			again = again[known:]
+		}
+	}
 	for {
 		var first *paho.Publish
-		select {
-		case <-ctx.Done():
-			return
-		case first = <-incoming:
+		if len(again) > 0 {
+			first, again = again[0], again[1:]
+		} else {
+			select {
+			case <-ctx.Done():
+				return
+			case first = <-incoming:
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -213,6 +240,10 @@ func (b *Bridge) pump(ctx context.Context, incoming <-chan *paho.Publish, result
 			size += len(m.Payload) + len(m.Topic)
 			m = nil
 			if len(p.messages) < burstMessages && size < burstBytes {
+				if len(again) > 0 {
+					m, again = again[0], again[1:]
+					continue
+				}
 				select {
 				case m = <-incoming:
 				default:
@@ -230,13 +261,77 @@ func (b *Bridge) pump(ctx context.Context, incoming <-chan *paho.Publish, result
 	}
 }
 
-// add puts one message into the burst; an error means: none of the burst now, later again.
-func (b *Bridge) add(burst Burst, m *paho.Publish, now time.Time, p *pending) error {
+// A broker sends again at once what a resumed session has in flight: its end is the
+// first message without DUP, or this long nothing.
+const (
+	resentQuiet = 300 * time.Millisecond
+	resentAtAll = 2 * time.Second
+)
+
+// resent takes the messages that a resumed session begins with, up to the first that is
+// not marked DUP, which it takes, too. No more than ReceiveMaximum can be in flight.
+func (b *Bridge) resent(ctx context.Context, incoming <-chan *paho.Publish) (again []*paho.Publish) {
+	var quiet, end <-chan time.Time // from the first message on
+	for len(again) < b.cfg.ReceiveMaximum {
+		select {
+		case <-ctx.Done():
+			return again
+		case <-quiet:
+			return again
+		case <-end:
+			return again
+		case m := <-incoming:
+			again = append(again, m)
+			if !m.Duplicate() || m.QoS == 0 {
+				return again
+			}
+			quiet = time.After(resentQuiet)
+			if end == nil {
+				end = time.After(resentAtAll)
+			}
+		}
+	}
+	return again
+}
+
+// known asks which of the first messages are durable, and counts them.
+func (b *Bridge) known(memory Memory, again []*paho.Publish) int {
+	now := b.cfg.Now()
+	var dups []Message
+	for _, m := range again {
+		if m.Duplicate() && m.QoS > 0 {
+			dups = append(dups, Message{Topic: m.Topic, Payload: m.Payload, QoS: m.QoS, PacketID: m.PacketID, Retain: m.Retain, Dup: true, Arrival: now})
+		}
+	}
+	if len(dups) == 0 {
+		return 0
+	}
+	n := memory.Known(dups)
+	for _, m := range again[:n] {
+		b.count(m, now)
+	}
+	b.duplicates.Add(uint64(n))
+	if n > 0 {
+		b.cfg.Logger.Info("redelivered messages are durable already", "known", n, "redelivered", len(dups))
+	}
+	return n
+}
+
+func (b *Bridge) count(m *paho.Publish, now time.Time) {
 	b.received.Add(1)
+	b.bytes.Add(uint64(len(m.Payload)))
+	b.lastAt.Store(now.UnixNano())
 	if m.Duplicate() {
 		b.redelivery.Add(1)
 	}
-	msg := Message{Topic: m.Topic, Payload: m.Payload, QoS: m.QoS, Retain: m.Retain, Dup: m.Duplicate(), Arrival: now}
+}
+
+// add puts one message into the burst; an error means: none of the burst now, later again.
+func (b *Bridge) add(burst Burst, m *paho.Publish, now time.Time, p *pending) error {
+	b.count(m, now)
+	b.waiting.Add(1)
+	p.added++
+	msg := Message{Topic: m.Topic, Payload: m.Payload, QoS: m.QoS, PacketID: m.PacketID, Retain: m.Retain, Dup: m.Duplicate(), Arrival: now}
 	if mp := m.Properties; mp != nil {
 		msg.ContentType, msg.ResponseTopic, msg.Correlation = mp.ContentType, mp.ResponseTopic, mp.CorrelationData
 		for _, u := range mp.User {
@@ -262,6 +357,7 @@ func (b *Bridge) add(burst Burst, m *paho.Publish, now time.Time, p *pending) er
 func (b *Bridge) acknowledge(client *paho.Client, results <-chan pending, slots <-chan struct{}, cancel context.CancelCauseFunc) {
 	for p := range results {
 		<-slots
+		b.waiting.Add(-int64(p.added))
 		if p.err != nil {
 			b.failed.Add(uint64(p.stored))
 			cancel(fmt.Errorf("%d messages could not be stored and stay with the broker: %w", p.stored, p.err))
