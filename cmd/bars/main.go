@@ -44,6 +44,10 @@ var groups = []group{
 	{"latency", ackLatency},
 	{"end-to-end", endToEnd},
 	{"replay", kafkaReplay},
+	{"kafka-broker", kafkaBroker},
+	{"big-log", bigLog},
+	{"flash", flash},
+	{"hostile", hostileMix},
 	{"demo", demoOnce},
 	{"kill", killTest},
 	{"link-down", linkDown},
@@ -51,6 +55,8 @@ var groups = []group{
 	{"arm", arm},
 	{"instructions", instructions},
 	{"newcomer", newcomer},
+	{"wire-bytes", wireBytes},
+	{"link-simulated", linkSimulated},
 }
 
 func main() {
@@ -71,6 +77,13 @@ func main() {
 	if flag.Arg(0) == "floor-server" { // see floorSide
 		if err := serveFloor(ctx, flag.Arg(1)); err != nil && ctx.Err() == nil {
 			fmt.Fprintln(os.Stderr, "floor:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if flag.Arg(0) == "hostile-attack" { // see hostileMix
+		if err := attackFrom(ctx, flag.Arg(1), flag.Arg(2)); err != nil {
+			fmt.Fprintln(os.Stderr, "hostile:", err)
 			os.Exit(1)
 		}
 		return
