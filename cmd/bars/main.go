@@ -45,8 +45,6 @@ var groups = []group{
 	{"end-to-end", endToEnd},
 	{"replay", kafkaReplay},
 	{"kafka-broker", kafkaBroker},
-	{"big-log", bigLog},
-	{"flash", flash},
 	{"hostile", hostileMix},
 	{"demo", demoOnce},
 	{"kill", killTest},
@@ -55,8 +53,6 @@ var groups = []group{
 	{"arm", arm},
 	{"instructions", instructions},
 	{"newcomer", newcomer},
-	{"wire-bytes", wireBytes},
-	{"link-simulated", linkSimulated},
 }
 
 func main() {
