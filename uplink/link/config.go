@@ -48,6 +48,7 @@ type ClientConfig struct {
 	LiveWindow     int           // zstd window of the live stream. Default 32 KiB
 	BulkWindow     int           // zstd window of the bulk stream. Default 512 KiB
 	NoCompression  bool          // send everything with codec none
+	NoTransform    bool          // compress with zstd only
 	MaxBulk        int           // extra bulk connections at most, within what the hub allows. Default 16, negative = none
 	Heartbeat      time.Duration // default 15 s; the hub's wish wins
 	StatusInterval time.Duration // default 15 s

@@ -79,7 +79,7 @@ func newHubSession(s *Server, conn carrier, st controlStream, r *wire.Reader, no
 func (hs *hubSession) welcome() *wire.Welcome {
 	codec := wire.CodecNone
 	for _, c := range hs.hello.Codecs {
-		if c == wire.CodecZstd || c == wire.CodecNone {
+		if c <= wire.CodecTelemetry {
 			codec = c
 			break
 		}

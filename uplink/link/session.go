@@ -97,8 +97,11 @@ func open(ctx context.Context, c *Client, conn carrier, hub string, sequence uin
 	if n := len(inv.Epochs); n > 0 {
 		s.epoch = inv.Epochs[n-1].ID
 	}
-	codecs := []wire.Codec{wire.CodecZstd, wire.CodecNone}
-	if c.cfg.NoCompression {
+	codecs := []wire.Codec{wire.CodecTelemetry, wire.CodecZstd, wire.CodecNone}
+	switch {
+	case c.cfg.NoCompression:
+		codecs = codecs[2:]
+	case c.cfg.NoTransform:
 		codecs = codecs[1:]
 	}
 	hello := &wire.Hello{Version: wire.Version, MinVersion: 1, Node: c.cfg.NodeID, Session: s.id, Boot: c.cfg.Boot, Sequence: sequence,

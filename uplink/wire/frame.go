@@ -8,6 +8,8 @@ import (
 	"io"
 
 	"github.com/klauspost/compress/zstd"
+
+	"tailrace/uplink/wire/columns"
 )
 
 // A data stream, node to hub, one per lane and connection:
@@ -28,7 +30,11 @@ import (
 // partition is PartitionInfo.ID, epoch the index in Inventory.Epochs, [base,
 // base+count) the offsets of the batches. With codec zstd the contents of a
 // stream's frames are one zstd stream with a flush per frame; a context reset
-// starts a new zstd frame. An idle frame has no body and says that the context is
+// starts a new zstd frame. With codec telemetry content is
+//
+//	state uvarint, only with a context reset | partition | epoch | base | count | frame of package columns
+//
+// where state bounds what both ends keep, and raw is the size without it. An idle frame has no body and says that the context is
 // gone: a hub may free its decoder, and the next data frame has a context reset.
 const (
 	frameVersion = 1
@@ -69,8 +75,11 @@ func ReadPreamble(r io.Reader) (Lane, error) {
 
 // FrameWriter encodes the data frames of one stream. Not safe for concurrent use.
 type FrameWriter struct {
-	codec  Codec
+	codec  Codec // agreed; with CodecTelemetry each frame is that or zstd
 	window int
+	cols   *columns.Encoder // nil while it has nothing to keep
+	trial  trial
+	packed []byte
 	level  zstd.EncoderLevel
 	enc    *zstd.Encoder // nil while no context is open
 	out    sliceWriter
@@ -99,6 +108,9 @@ func (w *FrameWriter) Append(dst []byte, h FrameHeader, batches []byte) ([]byte,
 	if len(batches) == 0 || raw > MaxFrameBytes+frameHeadMax {
 		return dst, fmt.Errorf("encode data frame: %d bytes of batches, allowed are 1 to %d", len(batches), MaxFrameBytes)
 	}
+	if w.codec == CodecTelemetry {
+		return w.appendTelemetry(dst, head, batches)
+	}
 	flags := byte(w.codec)
 	if w.codec == CodecNone {
 		n := 2 + uvarintLen(uint64(raw)) + raw
@@ -108,26 +120,18 @@ func (w *FrameWriter) Append(dst []byte, h FrameHeader, batches []byte) ([]byte,
 		dst = append(dst, head...)
 		return append(dst, batches...), nil
 	}
-	w.out.b = w.out.b[:0]
-	if w.enc == nil {
-		flags |= flagReset
-		enc, err := zstd.NewWriter(&w.out, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true),
-			zstd.WithWindowSize(w.window), zstd.WithEncoderCRC(false), zstd.WithEncoderLevel(w.level))
-		if err != nil {
-			return dst, fmt.Errorf("start zstd with a window of %d bytes: %w", w.window, err)
-		}
-		w.enc = enc
-	}
-	_, err := w.enc.Write(head)
-	if err == nil {
-		_, err = w.enc.Write(batches)
-	}
-	if err == nil {
-		err = w.enc.Flush()
-	}
+	reset, err := w.zstd(head, batches)
 	if err != nil {
-		w.enc = nil // a broken context is never continued
-		return dst, fmt.Errorf("compress data frame: %w", err)
+		return dst, err
+	}
+	return w.appendFrame(dst, CodecZstd, reset, raw), nil
+}
+
+// appendFrame appends a data frame with the content in w.out.
+func (w *FrameWriter) appendFrame(dst []byte, codec Codec, reset bool, raw int) []byte {
+	flags := byte(codec)
+	if reset {
+		flags |= flagReset
 	}
 	n := 2 + uvarintLen(uint64(raw)) + len(w.out.b)
 	dst = binary.AppendUvarint(dst, uint64(n))
@@ -137,16 +141,42 @@ func (w *FrameWriter) Append(dst []byte, h FrameHeader, batches []byte) ([]byte,
 	if cap(w.out.b) > 1<<20 {
 		w.out.b = nil
 	}
-	return dst, nil
+	return dst
+}
+
+// zstd compresses a frame's content into w.out; reset says that a context begins.
+func (w *FrameWriter) zstd(head, batches []byte) (reset bool, err error) {
+	w.out.b = w.out.b[:0]
+	if w.enc == nil {
+		reset = true
+		enc, err := zstd.NewWriter(&w.out, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true),
+			zstd.WithWindowSize(w.window), zstd.WithEncoderCRC(false), zstd.WithEncoderLevel(w.level))
+		if err != nil {
+			return false, fmt.Errorf("start zstd with a window of %d bytes: %w", w.window, err)
+		}
+		w.enc = enc
+	}
+	_, err = w.enc.Write(head)
+	if err == nil {
+		_, err = w.enc.Write(batches)
+	}
+	if err == nil {
+		err = w.enc.Flush()
+	}
+	if err != nil {
+		w.enc = nil // a broken context is never continued
+		return false, fmt.Errorf("compress data frame: %w", err)
+	}
+	return reset, nil
 }
 
 // Idle gives the context up, both ends' memory with it, and appends the frame that
 // says so. Nothing is appended when no context is open.
 func (w *FrameWriter) Idle(dst []byte) []byte {
-	if w.enc == nil {
+	if w.enc == nil && w.cols == nil {
 		return dst
 	}
-	w.enc, w.out.b = nil, nil
+	w.enc, w.out.b, w.cols, w.trial = nil, nil, nil, trial{}
 	return append(dst, 2, frameIdle, 0)
 }
 
@@ -170,6 +200,8 @@ type FrameReader struct {
 	maxFrame  int
 	maxWindow int
 	dec       *zstd.Decoder
+	cols      *columns.Decoder // nil before the first telemetry frame
+	packed    []byte
 	inContext bool // a zstd context is open
 	feed      feedReader
 	flags     byte
@@ -249,7 +281,7 @@ func (r *FrameReader) next() (int, error) {
 			continue
 		}
 		r.flags = tf[1]
-		if r.flags&flagUnknown != 0 || r.flags&flagCodec > byte(CodecZstd) {
+		if r.flags&flagUnknown != 0 || r.flags&flagCodec > byte(CodecTelemetry) {
 			return 0, bad("data frame with flags %02x", r.flags)
 		}
 		raw, err := binary.ReadUvarint(r.br)
@@ -266,6 +298,9 @@ func (r *FrameReader) next() (int, error) {
 		}
 		if codec == CodecZstd && r.flags&flagReset == 0 && !r.inContext {
 			return 0, bad("compressed data frame without a context")
+		}
+		if codec == CodecTelemetry && r.flags&flagReset == 0 && r.cols == nil {
+			return 0, bad("telemetry frame without a context")
 		}
 		r.raw, r.feed.left = int(raw), left
 		return r.raw, nil
@@ -286,6 +321,9 @@ func (r *FrameReader) Read(buf []byte) (h FrameHeader, batches []byte, err error
 }
 
 func (r *FrameReader) read(buf []byte) (h FrameHeader, batches []byte, err error) {
+	if Codec(r.flags&flagCodec) == CodecTelemetry {
+		return r.readTelemetry(buf)
+	}
 	var src io.Reader = &r.feed
 	if Codec(r.flags&flagCodec) == CodecZstd {
 		if r.flags&flagReset != 0 {
@@ -325,6 +363,7 @@ func (r *FrameReader) read(buf []byte) (h FrameHeader, batches []byte, err error
 	return parseFrame(b)
 }
 
+// parseFrame splits a frame's content into header and batches.
 func parseFrame(b []byte) (h FrameHeader, batches []byte, err error) {
 	var v [4]uint64
 	for i := range v {
@@ -362,6 +401,10 @@ func (r *FrameReader) release() {
 		r.dec = nil
 	}
 	r.inContext = false
+	if r.cols != nil {
+		r.cols.Close()
+	}
+	r.cols, r.packed = nil, nil
 }
 
 func (r *FrameReader) fail() {

@@ -76,7 +76,7 @@ func readFrames(b []byte, maxFrame, maxWindow int) (out []frame, err error) {
 }
 
 func TestFramesRoundTrip(t *testing.T) {
-	for _, codec := range []wire.Codec{wire.CodecNone, wire.CodecZstd} {
+	for _, codec := range []wire.Codec{wire.CodecNone, wire.CodecZstd, wire.CodecTelemetry} {
 		for idle := -1; idle < 8; idle++ {
 			want := frames()
 			got, err := readFrames(encodeFrames(t, codec, 32<<10, want, idle), maxFrame, maxWindow)
@@ -133,6 +133,18 @@ func TestGoldenFrames(t *testing.T) {
 	got, err := readFrames(readGolden(t, "frames-zstd"), maxFrame, maxWindow)
 	if err != nil || len(got) != 4 || !bytes.Equal(got[3].b, frames()[3].b) {
 		t.Errorf("golden zstd frames: %d frames, %v", len(got), err)
+	}
+	want := readings(30, 5)
+	if *update {
+		golden(t, "frames-telemetry", encodeFrames(t, wire.CodecTelemetry, 32<<10, want, 20))
+	}
+	if got, err = readFrames(readGolden(t, "frames-telemetry"), maxFrame, maxWindow); err != nil || len(got) != 30 {
+		t.Fatalf("golden telemetry frames: %d frames, %v", len(got), err)
+	}
+	for i := range got {
+		if !bytes.Equal(got[i].b, want[i].b) {
+			t.Errorf("golden telemetry frame %d differs", i)
+		}
 	}
 }
 

@@ -88,6 +88,7 @@ func FuzzReader(f *testing.F) {
 func FuzzFrames(f *testing.F) {
 	f.Add(encodeFrames(f, wire.CodecNone, 0, frames(), 3))
 	f.Add(encodeFrames(f, wire.CodecZstd, 32<<10, frames(), 3))
+	f.Add(encodeFrames(f, wire.CodecTelemetry, 32<<10, readings(9, 7), 5))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		const limit = 64 << 10
 		got, _ := readFrames(b, limit, 32<<10)

@@ -86,6 +86,10 @@ type Codec uint8
 const (
 	CodecNone Codec = 0
 	CodecZstd Codec = 1 // one streaming context per stream, one flush per frame
+
+	// CodecTelemetry is package columns: one state per stream. A hub that chose it takes
+	// zstd frames on the same stream too, where those are smaller.
+	CodecTelemetry Codec = 2
 )
 
 // Origin names where records came from, for ever: with an offset it is a position.
