@@ -47,6 +47,8 @@ type Rule struct {
 	Device string `yaml:"device"`
 	// Time says where the event time comes from; default: arrival at the node.
 	Time TimeRule `yaml:"time"`
+	// Dedupe recognises messages that a device sends again, by its own count; default off.
+	Dedupe DedupeRule `yaml:"dedupe"`
 	// Reject refuses these messages (MQTT 5: 0x90 Topic Name invalid).
 	Reject bool `yaml:"reject"`
 }
@@ -85,7 +87,8 @@ type Route struct {
 	Device string // "" = not counted as a device
 	Stats  *RuleStats
 
-	time *timeSource // nil = arrival
+	time   *timeSource   // nil = arrival
+	dedupe *dedupeSource // nil = off
 }
 
 // RuleStats counts what a rule did, since start. Fields may be read at any time.
@@ -94,6 +97,8 @@ type RuleStats struct {
 	Records     atomic.Uint64 // accepted publishes
 	Rejected    atomic.Uint64 // refused publishes: by rule, by stream name or for lack of a time
 	TimeArrival atomic.Uint64 // no readable time in the payload, arrival taken
+	Duplicates  atomic.Uint64 // known by their sequence number and not stored again
+	NoSequence  atomic.Uint64 // the rule wants a sequence number and there was none, or it was too old to be known; stored
 	TimeClamped atomic.Uint64 // event time more than MaxAhead in the future, or before 1970
 }
 
@@ -119,6 +124,7 @@ type rule struct {
 	stream, key, device template
 	noKey, reject       bool
 	time                *timeSource
+	dedupe              *dedupeSource
 	stats               RuleStats
 }
 
@@ -212,6 +218,8 @@ func compile(in Rule) (*rule, error) {
 	}
 	ru.time, err = compileTime(in.Time)
 	check(err)
+	ru.dedupe, err = compileDedupe(in.Dedupe)
+	check(err)
 	return ru, errors.Join(errs...)
 }
 
@@ -243,7 +251,7 @@ func (r *Router) Route(m Message) (Route, error) {
 		if !last && !ru.pattern.match(m.Topic, &c) { // the default takes "$" topics too
 			continue
 		}
-		route := Route{Stats: &ru.stats, time: ru.time}
+		route := Route{Stats: &ru.stats, time: ru.time, dedupe: ru.dedupe}
 		if ru.reject {
 			if last {
 				return route, ErrUnmatched

@@ -117,6 +117,9 @@ func (b *bridgeBurst) add(m *bridge.Message) error {
 		me.correlation = m.Correlation
 	}
 	err := b.burst.add(r, m.Payload, &me, m.Arrival)
+	if err == mqtt.ErrStored { // by its sequence number: answered like one that was stored
+		return nil
+	}
 	var re *mqtt.ReasonError
 	if errors.As(err, &re) && (re.Code == packet.ImplementationError || re.Code == packet.ServerShuttingDown || re.Code == packet.QuotaExceeded && !errors.Is(r.err, errTooManyTopics)) {
 		return errors.Join(bridge.ErrLater, err)

@@ -188,7 +188,7 @@ func (n *Node) open() error {
 	n.fileSystem = fileSystemWarning(c.Storage.Dir)
 	sc := storage.Config{
 		Dir: c.Storage.Dir, FS: c.FS, NodeID: c.Node, OriginHeaders: true, Now: c.Now, Logger: n.logger.With("part", "storage"),
-		Folds: map[storage.StateKind]storage.FoldFunc{storage.KindWindow: mqtt.FoldWindow}, NewEpoch: c.NewEpoch,
+		Folds: Folds(), NewEpoch: c.NewEpoch,
 		MaxBytes: int64(c.Storage.MaxSize),
 	}
 	names := make([]string, 0, len(c.Storage.Classes))
@@ -228,9 +228,10 @@ func (n *Node) open() error {
 	n.source = newSource(n.store, n.streams, n.logger.With("part", "uplink"))
 	n.streams.changed = func() { wake(n.source.changed) }
 	n.ingest = &ingest{store: n.store, router: n.router, streams: n.streams, registry: n.registry, auth: n.auth, classes: names, logger: n.logger,
-		suspects: newQuarantine(c.MQTT.Quarantine, c.Now, n.logger), topics: c.MQTT.Client.MaxTopics, review: func() { n.mqtt.Review(n.ingest.Still, nil) }}
+		sequences: newSequences(c.Devices.Max, n.store),
+		suspects:  newQuarantine(c.MQTT.Quarantine, c.Now, n.logger), topics: c.MQTT.Client.MaxTopics, review: func() { n.mqtt.Review(n.ingest.Still, nil) }}
 	if n.mqtt, err = mqtt.NewServer(mqtt.Config{
-		Backend: n.ingest, State: state{n.store}, Log: replay{n.store, bridgeClients(n.bridgeCfg)}, Now: c.Now, Logger: n.logger.With("part", "mqtt"), TerseRefusals: c.MQTT.TerseRefusals,
+		Backend: n.ingest, State: state{n.store}, Now: c.Now, Logger: n.logger.With("part", "mqtt"), TerseRefusals: c.MQTT.TerseRefusals,
 		Limits: mqtt.Limits{
 			MaxRecordBytes: int(c.MQTT.MaxRecordSize), MaxConnections: c.MQTT.MaxConnections, ReceiveMaximum: c.MQTT.ReceiveMaximum,
 			Sessions: c.MQTT.MaxSessions, MaxSessionExpiry: c.MQTT.MaxSessionExpiry, MaxKeepAlive: c.MQTT.MaxKeepAlive, RetainedBytes: int(c.MQTT.RetainedSize),

@@ -25,16 +25,17 @@ import (
 // MQTT server per connection and topic, holds the encoded key and headers, and the
 // record is encoded straight into the commit's arena.
 type ingest struct {
-	store    *storage.Store
-	router   *devices.Router
-	streams  *streams
-	registry *devices.Registry
-	auth     *authenticator
-	suspects *quarantine
-	topics   int      // topics one connection may publish to; 0 = no limit
-	review   func()   // ends the connections of who may not stay; set by the node
-	classes  []string // in the order of the configuration; 0 is the default and keeps all state
-	logger   *slog.Logger
+	store     *storage.Store
+	router    *devices.Router
+	streams   *streams
+	registry  *devices.Registry
+	auth      *authenticator
+	suspects  *quarantine
+	sequences *sequences
+	topics    int      // topics one connection may publish to; 0 = no limit
+	review    func()   // ends the connections of who may not stay; set by the node
+	classes   []string // in the order of the configuration; 0 is the default and keeps all state
+	logger    *slog.Logger
 
 	generation atomic.Uint64 // raised when cached routes may be wrong
 	bursts     sync.Pool
@@ -190,6 +191,7 @@ type burst struct {
 	appends      []*storage.Append // by class; nil until the class was needed once
 	state        bool              // appends[0] has state changes
 	scratch      []byte            // headers of one record
+	counted      []counted         // sequence numbers of the records, for routes that dedupe
 
 	done              func(error)
 	submitted, joined func(*storage.Append, error) // bound once
@@ -219,13 +221,24 @@ func (b *burst) Add(p *mqtt.Publish) error {
 }
 
 // add encodes one message into the burst, or refuses it and leaves the burst as it was.
-func (b *burst) add(r *route, payload []byte, m *meta, arrival time.Time) error {
+func (b *burst) add(r *route, payload []byte, m *meta, arrival time.Time) (refused error) {
 	if r.err != nil {
 		return b.in.refuse(r, r.err)
 	}
 	t, err := r.EventTime(payload, arrival)
 	if err != nil {
 		return b.in.refuse(r, err)
+	}
+	if r.Dedupes() {
+		n := len(b.counted)
+		if b.duplicate(r, payload, m) {
+			return mqtt.ErrStored
+		}
+		defer func() {
+			if refused != nil { // the number is not that of a stored record
+				b.counted = b.counted[:min(n, len(b.counted))]
+			}
+		}()
 	}
 	var n int
 	b.scratch, n = appendHeaders(b.scratch[:0], m, t.Nanos, t.FromPayload)
@@ -261,6 +274,7 @@ func (b *burst) SetState(kind mqtt.StateKind, key string, value []byte) {
 // between may store a re-send of never acknowledged records twice, but can never
 // take a lost record for a stored one. Waiting here keeps the connection's order.
 func (b *burst) Commit(done func(error)) {
+	b.commitCounted()
 	b.done = done
 	used, last := 0, 0
 	for i := range b.appends {

@@ -39,6 +39,8 @@ var (
 	mRule       = metric{"tailrace_route_records_total", "counter", "Publishes accepted by each route."}
 	mRuleReject = metric{"tailrace_route_rejected_total", "counter", "Publishes refused by each route."}
 	mRuleTime   = metric{"tailrace_route_time_missing_total", "counter", "Publishes without a readable event time, stored with the time of arrival."}
+	mRuleDup    = metric{"tailrace_route_duplicates_total", "counter", "Publishes known by the device's own sequence number and not stored again."}
+	mRuleNoSeq  = metric{"tailrace_route_sequence_missing_total", "counter", "Publishes whose sequence number was not found or too old to tell; stored, perhaps again."}
 	mRuleClamp  = metric{"tailrace_route_time_clamped_total", "counter", "Event times more than an hour ahead or before 1970: a device's clock is wrong."}
 	mConns      = metric{"tailrace_mqtt_connections", "gauge", "Open MQTT connections."}
 	mSessions   = metric{"tailrace_mqtt_sessions", "gauge", "Known MQTT sessions, connected or away."}
@@ -180,6 +182,8 @@ func (n *Node) collect(e *exposition) {
 		e.add(mRule, float64(r.Records.Load()), "route", r.Rule)
 		e.add(mRuleReject, float64(r.Rejected.Load()), "route", r.Rule)
 		e.add(mRuleTime, float64(r.TimeArrival.Load()), "route", r.Rule)
+		e.add(mRuleDup, float64(r.Duplicates.Load()), "route", r.Rule)
+		e.add(mRuleNoSeq, float64(r.NoSequence.Load()), "route", r.Rule)
 		e.add(mRuleClamp, float64(r.TimeClamped.Load()), "route", r.Rule)
 	}
 	m := n.mqtt.Stats()

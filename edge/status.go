@@ -140,6 +140,8 @@ type RuleStatus struct {
 	Rejected    uint64 `json:"rejected"`
 	TimeArrival uint64 `json:"without_event_time"`
 	TimeClamped uint64 `json:"event_time_clamped"`
+	Duplicates  uint64 `json:"duplicates"`       // known by their sequence number, not stored again
+	NoSequence  uint64 `json:"without_sequence"` // a sequence number was wanted and not found, or too old to tell; stored
 }
 
 // Status may be called at any time after Ready.
@@ -169,7 +171,7 @@ func (n *Node) Status() Status {
 		s.Bridges = append(s.Bridges, bridgeState(b.Stats()))
 	}
 	for _, r := range n.router.Stats() {
-		s.Rules = append(s.Rules, RuleStatus{r.Rule, r.Records.Load(), r.Rejected.Load(), r.TimeArrival.Load(), r.TimeClamped.Load()})
+		s.Rules = append(s.Rules, RuleStatus{r.Rule, r.Records.Load(), r.Rejected.Load(), r.TimeArrival.Load(), r.TimeClamped.Load(), r.Duplicates.Load(), r.NoSequence.Load()})
 	}
 	return s
 }

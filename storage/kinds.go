@@ -27,13 +27,14 @@ const (
 	KindRegistry StateKind = 22 // devices
 	KindMeta     StateKind = 23 // anything small
 	KindGroup    StateKind = 24 // consumer groups
+	KindSequence StateKind = 26 // sequence numbers of devices, folded
 )
 
 func (k StateKind) String() string {
 	names := map[StateKind]string{
 		kindTopic: "topic", kindStart: "start-offset", kindEpoch: "epoch", kindNext: "next-partition-id", kindLoss: "loss",
 		KindSession: "session", KindRetained: "retained", KindWindow: "window", KindProgress: "progress", KindAssign: "assign",
-		KindLedger: "ledger", KindRegistry: "registry", KindMeta: "meta", KindGroup: "group",
+		KindLedger: "ledger", KindRegistry: "registry", KindMeta: "meta", KindGroup: "group", KindSequence: "sequence",
 	}
 	if s, ok := names[k]; ok {
 		return s

@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"tailrace/edge/mqtt"
+	"tailrace/edge"
 	"tailrace/storage"
 )
 
@@ -93,7 +93,7 @@ func print(w io.Writer, output string, v any, text func(io.Writer) error) error 
 func repairDir(w io.Writer, dir, output string, progress func(done, total int64), done func()) error {
 	// The folds are those of a node; a hub has none.
 	r, err := storage.RepairDir(storage.RepairConfig{Dir: dir, Progress: progress,
-		Folds: map[storage.StateKind]storage.FoldFunc{storage.KindWindow: mqtt.FoldWindow}})
+		Folds: edge.Folds()})
 	done()
 	if err != nil {
 		return err
