@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -40,7 +41,7 @@ type stream struct {
 	enqueued uint64   // entries queued since the stream was made
 	taken    uint64   // of them, taken to the disk
 	inflight bool     // an append is at the store, or its waiters are being called
-	failed   bool     // the last append was not stored
+	failed   bool     // the last append was not stored, and comes again
 }
 
 // entry is what waits to be stored: a batch, or a range declared lost.
@@ -239,7 +240,7 @@ func (st *stream) submit() {
 func (st *stream) complete(prog progressValue, rows []LossRow, err error) {
 	var call []waiter
 	st.mu.Lock()
-	st.failed = err != nil
+	st.failed = err != nil && comesAgain(err)
 	if err != nil {
 		// Nothing queued may be stored now: it was accepted on the assumption
 		// that what lies before it is.
@@ -319,6 +320,15 @@ func (st *stream) afterElders() error {
 	}
 	st.eldest.Store(true)
 	return nil
+}
+
+// comesAgain tells a failure of the disk, after which a node sends the same records once
+// more, from a refusal of the records themselves, which sending again does not change. A
+// younger epoch waits for the former; behind the latter it would wait for ever.
+func comesAgain(err error) bool {
+	var disk *storage.DiskError
+	return errors.As(err, &disk) || errors.Is(err, storage.ErrFull) || errors.Is(err, storage.ErrUncertain) ||
+		errors.Is(err, storage.ErrClosed) || errors.Is(err, ErrStopped)
 }
 
 // enqueueReady hands a stream whose inflight is held to a worker. The store's
