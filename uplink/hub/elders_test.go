@@ -83,12 +83,9 @@ func TestAYoungerEpochIsRefusedUntilTheOlderIsStored(t *testing.T) {
 		t.Fatal("stored on a disk that fails")
 	}
 	w.fs.Heal()
-	if _, err := w.append(young, batch(young, 0, 1)); err == nil {
-		t.Fatalf("the younger epoch overtook: %v", order(t, w))
-	}
-	deadline := time.Now().Add(30 * time.Second) // the store waits a little before it tries its disk again
-	for {
-		_, err := w.append(old, batch(old, 1, 2))
+	deadline, other := time.Now().Add(30*time.Second), origin("n1", "other")
+	for { // the store waits a little before it tries its disk again
+		_, err := w.append(other, batch(other, 0, 1))
 		if err == nil {
 			break
 		}
@@ -97,6 +94,10 @@ func TestAYoungerEpochIsRefusedUntilTheOlderIsStored(t *testing.T) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+	if _, err := w.append(young, batch(young, 0, 1)); err == nil {
+		t.Fatalf("the younger epoch overtook: %v", order(t, w))
+	}
+	w.mustAppend(old, batch(old, 1, 2))
 	w.mustAppend(young, batch(young, 0, 1))
 	if got := order(t, w); len(got) != 3 || got[1] != epochA || got[2] != epochB {
 		t.Fatalf("epochs in the order of the disk: %v", got)
