@@ -45,6 +45,7 @@ The password is asked for on a terminal, else it is the first line of standard i
 				if err != nil {
 					return err
 				}
+				before, _ := os.Stat(args[0])
 				added, err := auth.SetPassword(args[0], args[1], hash)
 				if err != nil {
 					return err
@@ -54,6 +55,9 @@ The password is asked for on a terminal, else it is the first line of standard i
 					what = "added"
 				}
 				fmt.Fprintf(c.OutOrStdout(), "%s %s\n", what, args[1])
+				if before != nil && before.Mode().Perm()&0o077 != 0 {
+					fmt.Fprintf(c.ErrOrStderr(), "note: the mode of the file was %v and is 0600 now; the node must run as its owner\n", before.Mode().Perm())
+				}
 				if strings.ContainsAny(args[1], "+#/") {
 					fmt.Fprintln(c.ErrOrStderr(), "note: rules with {user} never match a name with +, # or /")
 				}
