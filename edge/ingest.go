@@ -196,8 +196,9 @@ type burst struct {
 	done              func(error)
 	submitted, joined func(*storage.Append, error) // bound once
 	open              atomic.Int32
-	mu                sync.Mutex // guards failed
+	mu                sync.Mutex // guards failed and some while several appends are under way
 	failed            error
+	some              bool // part of the burst is durable, in another class than what is under way
 }
 
 func (b *burst) class(i int) *storage.Append {
@@ -296,6 +297,7 @@ func (b *burst) Commit(done func(error)) {
 				b.finish(err)
 				return
 			}
+			b.some = true
 		}
 		b.in.store.Submit(b.appends[0], b.submitted)
 	default:
@@ -319,6 +321,7 @@ func (b *burst) join(err error) {
 	if b.failed == nil {
 		b.failed = err
 	}
+	b.some = b.some || err == nil
 	err = b.failed
 	b.mu.Unlock()
 	if b.open.Add(-1) == 0 {
@@ -331,12 +334,7 @@ const maxScratch = 64 << 10
 
 // finish answers and returns the burst to the pool.
 func (b *burst) finish(err error) {
-	done, in, used := b.done, b.in, 0
-	for i := range b.appends {
-		if b.has(i) {
-			used++
-		}
-	}
+	done, in, some := b.done, b.in, b.some
 	for _, a := range b.appends {
 		if a != nil {
 			a.Reset()
@@ -345,14 +343,14 @@ func (b *burst) finish(err error) {
 	if cap(b.scratch) > maxScratch {
 		b.scratch = nil
 	}
-	b.who, b.client, b.user, b.state, b.done, b.failed = nil, "", "", false, nil, nil
+	b.who, b.client, b.user, b.state, b.done, b.failed, b.some = nil, "", "", false, nil, nil, false
 	in.bursts.Put(b)
 	if err != nil {
 		if errors.Is(err, storage.ErrUnknownTopic) {
 			in.generation.Add(1) // a topic was deleted: resolve routes anew
 		}
 		// Of several classes one may have what another has not.
-		unknown := used > 1 || errors.Is(err, storage.ErrUncertain)
+		unknown := some || errors.Is(err, storage.ErrUncertain)
 		err = in.failure(err)
 		if unknown {
 			err = fmt.Errorf("%w: %w", mqtt.ErrUnknownOutcome, err)

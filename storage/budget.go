@@ -10,7 +10,7 @@ import (
 
 const (
 	freeCheckInterval = time.Second
-	freeCheckBytes    = 256 << 10 // and after so many bytes of our own, when space is scarce
+	freeCheckBytes    = 64 << 10 // and after so many bytes of our own, when space is scarce
 	maxBallast        = 16 << 20
 )
 
@@ -164,7 +164,7 @@ func (c *committer) sharedRoom(state bool) int64 {
 func (c *committer) freeBytes() int64 {
 	l := c.l
 	now := time.Now()
-	scarce := c.left < 64*freeCheckBytes+l.cfg.MinFreeBytes
+	scarce := c.left-c.since < 64*freeCheckBytes+l.cfg.MinFreeBytes
 	if c.freeAt.IsZero() || now.Sub(c.freeAt) >= freeCheckInterval || scarce && c.since >= freeCheckBytes {
 		left, err := l.s.cfg.FS.Free(l.segDir)
 		if err != nil {
@@ -205,6 +205,9 @@ func (c *committer) makeRoom(need int64, state bool) error {
 			}
 		}
 	}
+	if need > c.classRoom(state) {
+		return nil // refused anyway: others need not give up anything for it
+	}
 	short := func() int64 { return need - c.sharedRoom(state) }
 	return c.shareOut(short(), short)
 }
@@ -230,7 +233,9 @@ func (c *committer) shareOut(n int64, short func() int64) error {
 				return err
 			}
 			if freed > 0 {
-				c.freeAt = time.Time{}
+				if o != l {
+					c.since -= freed
+				}
 				if n = max(n-freed, short()); n <= 0 {
 					return nil
 				}
@@ -315,11 +320,12 @@ func (c *committer) giveUp(need int64, lose bool) (freed int64, err error) {
 		l.stats.evicted(lost, l.s.cfg.Now())
 	}
 	err = c.dropSegments()
-	c.freeAt = time.Time{}
+	freed = max(before-l.diskBytes(), 0)
+	c.since -= freed // the file system may tell of it only when the last reader has closed
 	if err == nil {
 		l.reserve.fill(c.mayFillReserve)
 	}
-	return max(before-l.diskBytes(), 0), err
+	return freed, err
 }
 
 // spansUpTo returns, for each partition with batches in segments up to index,

@@ -263,6 +263,9 @@ func (c *committer) sync(begins []uint64) (fsyncs int, err error) {
 		}
 		c.tail.Close()
 		c.tail = f
+		if i == len(begins)-1 {
+			c.l.preallocate(path)
+		}
 		if err := f.Sync(); err != nil {
 			return 0, &DiskError{"fsync", path, err}
 		}

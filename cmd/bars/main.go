@@ -45,6 +45,8 @@ var groups = []group{
 	{"end-to-end", endToEnd},
 	{"replay", kafkaReplay},
 	{"kafka-broker", kafkaBroker},
+	{"big-log", bigLog},
+	{"flash", flash},
 	{"hostile", hostileMix},
 	{"demo", demoOnce},
 	{"kill", killTest},
