@@ -360,12 +360,14 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		unsubscribe := n.store.Subscribe(n.source.changed)
 		defer unsubscribe()
 		uplink.Go(func() error { n.link.Run(linkCtx); return nil })
-		uplink.Go(func() error {
-			if err := link.WatchLinkUp(linkCtx, n.link.LinkUp); linkCtx.Err() == nil {
-				n.logger.Info("a network that comes back is found by probes only", "err", err)
-			}
-			return nil
-		})
+		if n.cfg.PacketConn == nil { // the kernel's news is of its own network, not of another one
+			uplink.Go(func() error {
+				if err := link.WatchLinkUp(linkCtx, n.link.LinkUp); linkCtx.Err() == nil {
+					n.logger.Info("a network that comes back is found by probes only", "err", err)
+				}
+				return nil
+			})
+		}
 	}
 	house.Go(func() error { n.housekeeping(houseCtx); return nil })
 	house.Go(func() error { n.notify.watch(houseCtx, n.healthy); return nil })
