@@ -13,7 +13,7 @@ FUZZTIME ?= 60s
 KILLS ?= 200
 HISTORIES ?= 5000
 
-.PHONY: help run build test quick race check lint cross setup fuzz sim crash conformance bench bars clean
+.PHONY: help run build test quick race check lint cross setup fuzz sim crash conformance bench link-bench soak bars clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
@@ -64,6 +64,14 @@ conformance: build ## the MQTT suites of Eclipse and mosquitto's wire cases (PAH
 
 bench: ## Go benchmarks beside the code, with their physical floors
 	$(GO) test -run '^$$' -bench . -benchmem ./storage/... ./edge/mqtt/... ./uplink/... ./devices/...
+
+link-bench: ## goodput, live latency, first record, wire bytes per record, in virtual time; then the loopback ceiling
+	$(GO) run ./cmd/bars -report -only link-simulated
+	$(GO) run ./cmd/bars -report -only wire-bytes
+	$(GO) test -run '^$$' -bench . -benchmem ./uplink/link ./uplink/wire/...
+
+soak: ## HISTORIES (5000) seeded histories of the link: cuts, loss, no UDP, restarts, failing stores
+	$(GO) test -count=1 -timeout 0 ./uplink/link -run 'TestRandomHistories' -chaos.count $(HISTORIES)
 
 bars: setup build ## measure every bar with a figure: bar, target, measured, command; fails if one falls short
 	@$(GO) run ./cmd/bars

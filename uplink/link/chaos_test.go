@@ -1,10 +1,12 @@
 package link_test
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	mrand "math/rand/v2"
+	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -40,14 +42,21 @@ func TestRandomHistories(t *testing.T) {
 func history(t *testing.T, seed uint64) {
 	rng := mrand.New(mrand.NewPCG(seed, 77))
 	w := newWorld(t, linktest.Path{Rate: float64(1+rng.IntN(20)) * 1e6, Delay: time.Duration(1+rng.IntN(300)) * time.Millisecond, Queue: 200_000, Loss: float64(rng.IntN(4)) / 100})
-	_, stopHub := w.hub(nil)
+	tcp := func(c *link.ServerConfig) { c.Listener = w.r.Listen(tcpHub) }
+	_, stopHub := w.hub(tcp)
 	const nodes = 2
 	var src [nodes]*memSource
 	var stop [nodes]func()
 	id := func(i int) string { return fmt.Sprintf("node-%d", i) }
 	ip := func(i int) string { return fmt.Sprintf("10.0.1.%d", i+1) }
 	start := func(i int) {
-		_, stop[i] = w.node(id(i), ip(i), src[i], func(c *link.ClientConfig) { c.BackoffMax = 10 * time.Second })
+		_, stop[i] = w.node(id(i), ip(i), src[i], func(c *link.ClientConfig) {
+			c.BackoffMax, c.ReturnAfter = 10*time.Second, 20*time.Second
+			if seed%2 == 0 {
+				c.Fallback = []string{tcpHub}
+				c.DialTCP = func(ctx context.Context, hub string) (net.Conn, error) { return w.r.DialTCP(ctx, ip(i), hub) }
+			}
+		})
 	}
 	for i := range nodes {
 		src[i] = newSource(byte(i+1), "wind", "sun")
@@ -64,7 +73,7 @@ func history(t *testing.T, seed uint64) {
 			time.Sleep(time.Duration(rng.IntN(100)) * time.Millisecond)
 		}
 		i := rng.IntN(nodes)
-		switch rng.IntN(7) {
+		switch rng.IntN(8) {
 		case 0:
 			d := time.Duration(rng.IntN(60)) * time.Second
 			tell("link %d down %v", i, d)
@@ -74,14 +83,14 @@ func history(t *testing.T, seed uint64) {
 		case 1:
 			tell("hub restarts")
 			stopHub()
-			_, stopHub = w.hub(nil)
+			_, stopHub = w.hub(tcp)
 		case 2:
 			tell("hub restarts unheard")
 			for n := range nodes {
 				w.r.Link(ip(n)).Down(true)
 			}
 			stopHub()
-			_, stopHub = w.hub(nil)
+			_, stopHub = w.hub(tcp)
 			for n := range nodes {
 				w.r.Link(ip(n)).Down(false)
 			}
@@ -104,6 +113,11 @@ func history(t *testing.T, seed uint64) {
 			w.sink.mu.Lock()
 			w.sink.failing = nil
 			w.sink.mu.Unlock()
+		case 7:
+			tell("link %d passes no UDP up", i)
+			w.r.Link(ip(i)).Drop(true, func(int) bool { return true })
+			time.Sleep(time.Duration(rng.IntN(60)) * time.Second)
+			w.r.Link(ip(i)).Drop(true, nil)
 		case 6:
 			w.sink.mu.Lock()
 			w.sink.latency = time.Duration(rng.IntN(200)) * time.Millisecond

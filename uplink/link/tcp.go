@@ -78,7 +78,9 @@ func (t *tcpConn) start() *tcpStream {
 func (t *tcpConn) stream(id byte, urgency int8) *tcpStream {
 	mine, reader := net.Pipe()
 	t.mu.Lock()
-	t.in[id] = reader
+	if t.in[id] = reader; t.ctx.Err() != nil { // end has passed already
+		reader.Close()
+	}
 	t.mu.Unlock()
 	return &tcpStream{t: t, id: id, urgency: urgency, Conn: mine}
 }
