@@ -2,6 +2,7 @@ package edge
 
 import (
 	"encoding/binary"
+	"strconv"
 
 	"tailrace/edge/mqtt"
 	"tailrace/edge/mqtt/packet"
@@ -17,7 +18,9 @@ const (
 	headerContentType = "mqtt.content-type"
 	headerResponse    = "mqtt.response-topic"
 	headerCorrelation = "mqtt.correlation"
-	headerUser        = "mqtt.user." // and the property's name
+	headerUser        = "mqtt.user."   // and the property's name
+	headerFormat      = "mqtt.format"  // "1" when the publisher says that the payload is UTF-8 text
+	headerExpires     = "mqtt.expires" // ms since 1970, decimal: after that nobody wants it
 	headerEventNanos  = "event.time.ns"
 )
 
@@ -64,6 +67,8 @@ type meta struct {
 	response    []byte
 	correlation []byte
 	user        []packet.UserProperty
+	text        bool
+	expires     int64 // ms since 1970; 0 = never
 }
 
 func metaOf(p *mqtt.Publish) meta {
@@ -71,6 +76,10 @@ func metaOf(p *mqtt.Publish) meta {
 	if p.Props != nil {
 		m.contentType, m.response, m.correlation = p.Props.ContentType, p.Props.Response, p.Props.Correlation
 		m.user = p.Props.User
+		m.text = p.Props.HasFormat && p.Props.Format == 1
+		if p.Props.HasExpiry {
+			m.expires = p.Arrival.UnixMilli() + int64(p.Props.Expiry)*1000
+		}
 	}
 	return m
 }
@@ -97,6 +106,15 @@ func appendHeaders(dst []byte, m *meta, nanos int64, fromPayload bool) ([]byte, 
 	}
 	if m.correlation != nil {
 		dst = appendHeader(dst, headerCorrelation, m.correlation)
+		n++
+	}
+	if m.text {
+		dst = appendHeader(dst, headerFormat, []byte("1"))
+		n++
+	}
+	if m.expires != 0 {
+		var ms [20]byte
+		dst = appendHeader(dst, headerExpires, strconv.AppendInt(ms[:0], m.expires, 10))
 		n++
 	}
 	for i := range m.user {

@@ -192,6 +192,8 @@ type burst struct {
 	state        bool              // appends[0] has state changes
 	scratch      []byte            // headers of one record
 	counted      []counted         // sequence numbers of the records, for routes that dedupe
+	latest       int               // class of the record added last
+	marks        []mark            // records whose position is asked for
 
 	done              func(error)
 	submitted, joined func(*storage.Append, error) // bound once
@@ -246,6 +248,7 @@ func (b *burst) add(r *route, payload []byte, m *meta, arrival time.Time) (refus
 	if err := b.class(r.class).RecordParts(r.part, t.Millis, r.key, payload, staticHeaders+n, r.static, b.scratch); err != nil {
 		return b.in.refuse(r, err)
 	}
+	b.latest = r.class
 	r.Stats.Records.Add(1)
 	if d := r.device.Load(); d != nil && !d.Seen(arrival.UnixMilli(), len(payload)) {
 		d = b.in.registry.Device(r.Device, arrival) // forgotten meanwhile: known again
@@ -253,6 +256,17 @@ func (b *burst) add(r *route, payload []byte, m *meta, arrival time.Time) (refus
 		r.device.Store(d)
 	}
 	return nil
+}
+
+// mark asks for the position of one record.
+type mark struct {
+	at          *mqtt.Position
+	class, item int
+}
+
+// Mark implements mqtt.Marker.
+func (b *burst) Mark(at *mqtt.Position) {
+	b.marks = append(b.marks, mark{at, b.latest, b.appends[b.latest].Len() - 1})
 }
 
 // Window implements mqtt.Burst.
@@ -335,6 +349,14 @@ const maxScratch = 64 << 10
 // finish answers and returns the burst to the pool.
 func (b *burst) finish(err error) {
 	done, in, some := b.done, b.in, b.some
+	for _, m := range b.marks {
+		if err == nil {
+			p, base, _ := b.appends[m.class].Item(m.item)
+			*m.at = mqtt.Position{Part: uint32(p.ID()), Offset: base}
+		}
+	}
+	clear(b.marks)
+	b.marks = b.marks[:0]
 	for _, a := range b.appends {
 		if a != nil {
 			a.Reset()
@@ -454,6 +476,8 @@ func stateKind(k mqtt.StateKind) storage.StateKind {
 		return storage.KindSession
 	case mqtt.KindRetained:
 		return storage.KindRetained
+	case mqtt.KindCursor:
+		return storage.KindCursor
 	}
 	return storage.KindWindow
 }

@@ -27,6 +27,7 @@ const (
 	KindRegistry StateKind = 22 // devices
 	KindMeta     StateKind = 23 // anything small
 	KindGroup    StateKind = 24 // consumer groups
+	KindCursor   StateKind = 25 // positions of MQTT deliveries
 	KindSequence StateKind = 26 // sequence numbers of devices, folded
 )
 
@@ -34,7 +35,7 @@ func (k StateKind) String() string {
 	names := map[StateKind]string{
 		kindTopic: "topic", kindStart: "start-offset", kindEpoch: "epoch", kindNext: "next-partition-id", kindLoss: "loss",
 		KindSession: "session", KindRetained: "retained", KindWindow: "window", KindProgress: "progress", KindAssign: "assign",
-		KindLedger: "ledger", KindRegistry: "registry", KindMeta: "meta", KindGroup: "group", KindSequence: "sequence",
+		KindLedger: "ledger", KindRegistry: "registry", KindMeta: "meta", KindGroup: "group", KindCursor: "cursor", KindSequence: "sequence",
 	}
 	if s, ok := names[k]; ok {
 		return s

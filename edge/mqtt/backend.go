@@ -17,6 +17,7 @@ const (
 	KindSession  StateKind = iota + 1 // key: client id
 	KindRetained                      // key: topic
 	KindWindow                        // key: client id; written by Window, folded with FoldWindow
+	KindCursor                        // positions of deliveries: cursor.go; only with Config.Log
 )
 
 func (k StateKind) String() string {
@@ -27,6 +28,8 @@ func (k StateKind) String() string {
 		return "retained"
 	case KindWindow:
 		return "window"
+	case KindCursor:
+		return "cursor"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }

@@ -38,15 +38,16 @@ type memRecord struct {
 }
 
 type memBurst struct {
-	b    *memBackend
-	c    *mqtt.Client
-	recs []memRecord
-	sets []func(b *memBackend)
-	done func(error)
+	b     *memBackend
+	c     *mqtt.Client
+	recs  []memRecord
+	sets  []func(b *memBackend)
+	marks map[int]*mqtt.Position
+	done  func(error)
 }
 
 func newBackend() *memBackend {
-	b := &memBackend{state: map[mqtt.StateKind]map[string][]byte{mqtt.KindSession: {}, mqtt.KindRetained: {}, mqtt.KindWindow: {}}, done: make(chan struct{})}
+	b := &memBackend{state: map[mqtt.StateKind]map[string][]byte{mqtt.KindSession: {}, mqtt.KindRetained: {}, mqtt.KindWindow: {}, mqtt.KindCursor: {}}, done: make(chan struct{})}
 	b.cond = sync.NewCond(&b.mu)
 	go b.commit()
 	return b
@@ -103,6 +104,9 @@ func (b *memBackend) commit() {
 		}
 		err := b.fail
 		if err == nil {
+			for i, at := range x.marks {
+				*at = mqtt.Position{Part: 7, Offset: int64(len(b.records) + i)}
+			}
 			b.records = append(b.records, x.recs...)
 			for _, set := range x.sets {
 				set(b)
@@ -247,4 +251,35 @@ func (b *memBackend) Get(k mqtt.StateKind, key string) ([]byte, bool) {
 	defer b.mu.Unlock()
 	v, ok := b.state[k][key]
 	return v, ok
+}
+
+// The backend is a mqtt.Log, too: one partition, the index of a record is its offset.
+
+func (x *memBurst) Mark(at *mqtt.Position) {
+	if x.marks == nil {
+		x.marks = map[int]*mqtt.Position{}
+	}
+	x.marks[len(x.recs)-1] = at
+}
+
+func (b *memBackend) Ends(f func(uint32, int64)) {
+	b.mu.Lock()
+	n := len(b.records)
+	b.mu.Unlock()
+	f(7, int64(n))
+}
+
+func (b *memBackend) Read(_ uint32, from int64, f func(int64, *mqtt.Stored) bool) (int64, error) {
+	b.mu.Lock()
+	recs := b.records[from:min(len(b.records), int(from)+10)]
+	b.mu.Unlock()
+	for i := range recs {
+		r := &recs[i]
+		m := mqtt.Stored{Topic: r.topic, Client: r.client, QoS: r.qos, Retain: r.retain, Payload: []byte(r.payload)}
+		from++
+		if !f(from-1, &m) {
+			break
+		}
+	}
+	return from, nil
 }

@@ -81,6 +81,9 @@ func (c *conn) submit() {
 	c.mu.Lock()
 	c.fifo = append(c.fifo, b)
 	c.pending++
+	if len(b.msgs) > 0 {
+		c.submitted++
+	}
 	c.mu.Unlock()
 	if b.be == nil {
 		b.complete(nil)
@@ -132,6 +135,9 @@ func (c *conn) finishBurst(b *burst) {
 			go c.distributor()
 		}
 	} else {
+		if len(b.msgs) > 0 {
+			c.distributed++
+		}
 		c.pending--
 		c.signal()
 	}
@@ -194,6 +200,7 @@ func (c *conn) distribute() {
 		}
 		c.mu.Lock() // a panic: give up what is left, or the connection could never end
 		c.pending -= 1 + len(c.work)
+		c.distributed = c.submitted
 		c.work, c.distributing = nil, false
 		c.signal()
 		c.mu.Unlock()
@@ -219,6 +226,9 @@ func (c *conn) distribute() {
 			w.after()
 		}
 		c.mu.Lock()
+		if len(w.msgs) > 0 {
+			c.distributed++
+		}
 		c.pending--
 		c.signal()
 		c.mu.Unlock()

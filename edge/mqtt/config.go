@@ -12,6 +12,7 @@ import (
 type Config struct {
 	Backend Backend
 	State   State
+	Log     Log // nil = deliveries that wait are in memory and end with the process
 	Limits  Limits
 	// TerseRefusals: SUBACK says 0x80 for every refusal of the backend (MQTT 5.0, 3.9.3:
 	// "does not wish to reveal the reason").

@@ -59,7 +59,9 @@ type conn struct {
 	mu           sync.Mutex
 	fifo         []*burst // committed, in order, the first not yet durable
 	work         []work
-	pending      int // bursts in fifo and work
+	pending      int    // bursts in fifo and work
+	submitted    uint64 // bursts with messages for subscribers,
+	distributed  uint64 // and those of them that are offered, or failed
 	distributing bool
 	mute         bool // nothing is acknowledged any more
 	why          cause

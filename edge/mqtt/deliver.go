@@ -14,6 +14,8 @@ type outMsg struct {
 	qos      byte
 	retain   bool
 	released bool // QoS 2: PUBREC seen, PUBREL sent
+	unsaved  bool // QoS 2: not sent (or PUBREL not sent) before that is durable
+	at       Position
 }
 
 // deliver hands m to everybody who subscribed before it was durable. It never blocks.
@@ -29,11 +31,12 @@ func (s *Server) deliver(m *message) {
 		if t.noLocal && t.ss.id == m.from {
 			continue
 		}
-		t.ss.offer(outMsg{m: m, qos: min(m.qos, t.qos), retain: m.retain && t.retainAsPub, ids: t.ids})
+		t.ss.offer(outMsg{m: m, at: m.at, qos: min(m.qos, t.qos), retain: m.retain && t.retainAsPub, ids: t.ids})
 	}
 	for _, g := range m.shared {
 		if t, ok := g.pick(); ok {
-			t.ss.offer(outMsg{m: m, qos: min(m.qos, t.qos), retain: m.retain && t.retainAsPub, ids: t.ids})
+			// Whose turn it was is not in the log: these wait in memory.
+			t.ss.offer(outMsg{m: m, at: nowhere, qos: min(m.qos, t.qos), retain: m.retain && t.retainAsPub, ids: t.ids})
 		}
 	}
 }
@@ -57,7 +60,19 @@ func (ss *session) offer(o outMsg) {
 	if ss.conn == nil && ss.expiry.Load() == 0 {
 		return
 	}
-	if len(ss.queue)-ss.head >= ss.srv.cfg.Limits.Queued {
+	full := len(ss.queue)-ss.head >= ss.srv.cfg.Limits.Queued
+	if ss.logged(&o) {
+		k := &ss.cursor
+		if b := k.behind[o.at.Part]; b != nil && o.at.Offset >= b.next || k.wasRead(o.at) {
+			return // it is read from the log, or was
+		}
+		if ss.conn == nil || full || k.behind[o.at.Part] != nil {
+			ss.leave(o.at)
+			ss.kick()
+			return
+		}
+		k.note(o.at)
+	} else if full {
 		ss.srv.stats.Dropped.Add(1)
 		return
 	}
@@ -72,6 +87,11 @@ func (ss *session) pump() {
 		ss.queue[ss.head] = outMsg{}
 		ss.head++
 		o.id = ss.freeID()
+		if o.qos == 2 && ss.logged(&o) { // not sent before its id is durable
+			o.unsaved, ss.cursor.wanted = true, true
+			ss.inflight = append(ss.inflight, o)
+			continue
+		}
 		if ss.conn.deliver(&o, false) {
 			ss.inflight = append(ss.inflight, o)
 		}
@@ -83,6 +103,7 @@ func (ss *session) pump() {
 		clear(ss.queue[n:])
 		ss.queue, ss.head = ss.queue[:n], 0
 	}
+	ss.kick()
 }
 
 // freeID is the next packet id that is not in flight; there always is one, since
@@ -110,7 +131,9 @@ func (ss *session) find(id uint16) int {
 func (ss *session) resume() {
 	for i := range ss.inflight {
 		o := &ss.inflight[i]
-		if o.released {
+		if o.unsaved {
+			ss.cursor.wanted = true
+		} else if o.released {
 			ss.conn.ack(packet.PUBREL, o.id, packet.Success)
 		} else {
 			ss.conn.deliver(o, true)
@@ -139,6 +162,16 @@ func (ss *session) acked(t packet.Type, a packet.Ack) {
 	o := &ss.inflight[i]
 	switch {
 	case t == packet.PUBREC && o.qos == 2 && a.Code < 0x80:
+		if ss.logged(o) {
+			if !o.released {
+				o.released, o.unsaved, ss.cursor.wanted = true, true, true
+				ss.kick()
+				return
+			}
+			if o.unsaved { // PUBREL is on its way
+				return
+			}
+		}
 		o.released = true
 		c.ack(packet.PUBREL, a.ID, packet.Success)
 		return
@@ -148,10 +181,17 @@ func (ss *session) acked(t packet.Type, a packet.Ack) {
 		c.stop(c.causeOf(err))
 		return
 	}
+	if o.qos == 2 && ss.logged(o) {
+		ss.cursor.finished = append(ss.cursor.finished, o.at)
+	}
+	ss.remove(i)
+	ss.pump()
+}
+
+func (ss *session) remove(i int) {
 	n := copy(ss.inflight[i:], ss.inflight[i+1:])
 	ss.inflight[i+n] = outMsg{}
 	ss.inflight = ss.inflight[:i+n]
-	ss.pump()
 }
 
 // deliver encodes one PUBLISH into the outbox and reports whether it was taken: a

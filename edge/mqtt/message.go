@@ -22,10 +22,11 @@ type message struct {
 	direct []target
 	shared []*group
 	gen    uint64 // of subIndex when it was asked
+	at     Position
 }
 
 func newMessage(topic string, p *packet.Publish, now time.Time, from string) *message {
-	m := &message{topic: topic, qos: p.QoS, retain: p.Retain, from: from}
+	m := &message{topic: topic, qos: p.QoS, retain: p.Retain, from: from, at: nowhere}
 	m.setContent(p.Payload, &p.Props, now)
 	return m
 }
@@ -90,7 +91,7 @@ func decodeMessage(b []byte) (*message, error) {
 	if len(b) < 10 || b[0] != messageVersion || b[1]&3 == 3 {
 		return nil, errState
 	}
-	m := &message{qos: b[1] & 3, retain: b[1]&4 != 0}
+	m := &message{qos: b[1] & 3, retain: b[1]&4 != 0, at: nowhere}
 	if ms := int64(binary.BigEndian.Uint64(b[2:])); ms != 0 {
 		m.expires = time.UnixMilli(ms)
 	}

@@ -212,6 +212,11 @@ func (c *conn) fanOut(b *burst, p *packet.Publish, e *topicEntry, now time.Time)
 	}
 	if len(e.direct) > 0 || len(e.shared) > 0 {
 		m.direct, m.shared, m.gen = e.direct, e.shared, e.gen
+		if s.cfg.Log != nil {
+			if mk, ok := b.be.(Marker); ok {
+				mk.Mark(&m.at)
+			}
+		}
 		b.msgs = append(b.msgs, m)
 	}
 }

@@ -42,6 +42,14 @@ type Server struct {
 	quit     chan struct{} // closed by Shutdown
 	wg       sync.WaitGroup
 
+	willsBegun, willsEnded atomic.Uint64
+
+	cursorMu     sync.Mutex // orders the records of KindCursor; above mu and session.mu
+	checkpointMu sync.Mutex // guards the three; above cursorMu
+	floor        map[uint32]int64
+	floorSaved   map[uint32]int64
+	grace        *grace
+
 	mu        sync.Mutex
 	closing   bool
 	sessions  map[string]*session
@@ -86,6 +94,7 @@ func NewServer(cfg Config) (*Server, error) {
 	s.connects = limit.Buckets{Rate: float64(cfg.Limits.ConnectRate), Burst: float64(cfg.Limits.ConnectBurst), Max: maxAddresses}
 	s.refusedLog = limit.Buckets{Rate: 1, Burst: 20, Max: 1}
 	s.load()
+	s.loadCursors()
 	return s, nil
 }
 
@@ -182,6 +191,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	go func() { s.wg.Wait(); close(done) }()
 	select {
 	case <-done:
+		s.checkpoint(true)
 		return nil
 	case <-ctx.Done():
 		for _, c := range conns {

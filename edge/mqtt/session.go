@@ -12,7 +12,7 @@ import (
 
 // session is what a client id owns beyond one connection. Its record (existence,
 // expiry, owner, subscriptions, will) is durable under KindSession, its window
-// under KindWindow; deliveries in flight and queued are in memory.
+// under KindWindow, what it waits for in the log under KindCursor.
 type session struct {
 	srv *Server
 	id  string
@@ -39,6 +39,7 @@ type session struct {
 	queue    []outMsg // [head:] waits
 	head     int
 	lastID   uint16
+	cursor   cursor // what waits in the log
 }
 
 // Session record, one version byte first:
@@ -144,6 +145,8 @@ func (ss *session) drop() {
 	ss.mu.Lock()
 	subs := ss.subs
 	ss.subs, ss.inflight, ss.queue, ss.head = nil, nil, nil, 0
+	k := &ss.cursor
+	*k = cursor{reading: k.reading, saving: k.saving}
 	ss.mu.Unlock()
 	for f := range subs {
 		if g, plain, ok := topic.Shared(f); ok {
@@ -212,7 +215,7 @@ func (s *Server) attach(c *conn, cp *packet.Connect) (present bool, err error) {
 	ss.durable = ss.expiry.Load() > 0
 	ss.keepAlive = uint16(c.keepAlive / time.Second)
 	if cp.HasWill {
-		w := &message{topic: string(cp.Will.Topic), qos: cp.Will.QoS, retain: cp.Will.Retain, from: c.ID}
+		w := &message{at: nowhere, topic: string(cp.Will.Topic), qos: cp.Will.QoS, retain: cp.Will.Retain, from: c.ID}
 		w.setContent(cp.Will.Payload, &cp.Will.Props, now)
 		if cp.Will.Props.HasExpiry {
 			// Counted from the publication, not from CONNECT.
@@ -264,8 +267,11 @@ func (s *Server) saveAttached(c *conn, present bool) error {
 		return nil
 	}
 	b := s.cfg.Backend.Begin(&c.Client)
-	if hadWindow && !present {
-		b.SetState(KindWindow, c.ID, nil)
+	if !present {
+		if hadWindow {
+			b.SetState(KindWindow, c.ID, nil)
+		}
+		s.forgetCursor(b, c.ID)
 	}
 	if keep {
 		s.mu.Lock()
@@ -367,6 +373,9 @@ func (s *Server) detach(c *conn, why cause) {
 		if ends && window {
 			b.SetState(KindWindow, ss.id, nil)
 		}
+		if ends {
+			s.forgetCursor(b, ss.id)
+		}
 	}
 	if will != nil {
 		s.publishWill(client, will, set)
@@ -397,6 +406,7 @@ func (s *Server) commitState(c *Client, set func(Burst)) {
 
 // sweep ends sessions and retained messages whose time is over.
 func (s *Server) sweep() {
+	s.checkpoint(false)
 	now := s.cfg.Now()
 	for _, k := range s.retained.expired(now) {
 		s.rewriteRetained(k.topic, nil, &k)
@@ -424,6 +434,7 @@ func (s *Server) sweep() {
 		set := func(b Burst) {
 			b.SetState(KindSession, ss.id, nil)
 			b.SetState(KindWindow, ss.id, nil)
+			s.forgetCursor(b, ss.id)
 		}
 		if w := wills[ss]; w != nil {
 			s.publishWill(ss.client(), w, set)

@@ -229,6 +229,9 @@ func (c *conn) subscribe(head byte, body []byte) error {
 				ss.subs = map[string]subscription{}
 			}
 			ss.subs[filter] = sub
+			if !have {
+				ss.beginsHere(filter)
+			}
 		}
 		ss.mu.Unlock()
 		if !room {
@@ -297,6 +300,27 @@ func (c *conn) unsubscribe(head byte, body []byte) error {
 	return nil
 }
 
+// matching merges the subscriptions of one session that match m, as match does.
+// since is the offset from which a filter counts. Shared subscriptions are not among them.
+func matching(subs map[string]subscription, since map[string]int64, off int64, m *Stored) (t target, ok bool) {
+	noLocal := true
+	for f, sub := range subs {
+		g, plain, valid := topic.Shared(f)
+		if !valid || g != "" || off < since[f] || !topic.Match(plain, m.Topic) {
+			continue
+		}
+		ok = true
+		t.qos = max(t.qos, sub.qos)
+		noLocal = noLocal && sub.noLocal
+		t.retainAsPub = t.retainAsPub || sub.retainAsPub
+		if sub.id != 0 {
+			t.ids = append(t.ids, sub.id)
+		}
+	}
+	t.noLocal = noLocal
+	return t, ok && t.qos > 0 && m.QoS > 0
+}
+
 func (s *Server) sendRetained(ss *session, filter string, sub subscription) {
 	var ids []uint32
 	if sub.id != 0 {
@@ -305,7 +329,7 @@ func (s *Server) sendRetained(ss *session, filter string, sub subscription) {
 	now := s.cfg.Now()
 	for _, m := range s.retained.match(filter) {
 		if !m.expired(now) {
-			ss.offer(outMsg{m: m, qos: min(m.qos, sub.qos), retain: true, ids: ids})
+			ss.offer(outMsg{m: m, at: nowhere, qos: min(m.qos, sub.qos), retain: true, ids: ids})
 		}
 	}
 }

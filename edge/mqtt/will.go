@@ -23,6 +23,12 @@ func (s *Server) publishWill(c *Client, w *message, set func(Burst)) {
 	if err == nil {
 		err = b.Add(p)
 	}
+	at := nowhere
+	if err == nil && s.cfg.Log != nil {
+		if mk, ok := b.(Marker); ok {
+			mk.Mark(&at)
+		}
+	}
 	if set != nil {
 		set(b)
 	}
@@ -44,6 +50,7 @@ func (s *Server) publishWill(c *Client, w *message, set func(Burst)) {
 		m.direct, m.shared, m.gen = s.subs.match(m.topic)
 	}
 	s.wg.Add(1)
+	s.willsBegun.Add(1)
 	b.Commit(func(err error) {
 		if keep != nil && err == nil {
 			s.retained.apply(keep)
@@ -55,11 +62,14 @@ func (s *Server) publishWill(c *Client, w *message, set func(Burst)) {
 			s.log.Error("will not stored", "client", c.ID, "topic", w.topic, "error", err)
 		}
 		if err != nil || refused {
+			s.willsEnded.Add(1)
 			s.wg.Done()
 			return
 		}
+		m.at = at
 		go func() {
 			defer s.wg.Done()
+			defer s.willsEnded.Add(1)
 			s.deliver(m)
 		}()
 	})

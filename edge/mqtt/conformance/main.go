@@ -27,22 +27,29 @@ func run() int {
 	known := flag.String("known", "edge/mqtt/conformance/differences.txt", "`file` with the wire cases that differ on purpose; \"\" = none")
 	flag.Parse()
 	addr := *address
+	refusing := ""
 	if addr == "" {
-		n, err := startNode(*node)
+		n, err := startNode(*node, "")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		defer n.stop()
 		addr = n.mqtt
+		if n, err = startNode(*node, `["deny * subscribe test/nosubscribe", "allow * all #"]`); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer n.stop()
+		refusing = n.mqtt
 	}
 	ok := true
 	if *mosquitto != "" {
 		ok = runWire(*mosquitto, addr, *known) && ok
 	}
 	if *paho != "" {
-		ok = runPaho(*python, *paho, "client_test.py", 10, addr) && ok
-		ok = runPaho(*python, *paho, "client_test5.py", 27, addr) && ok
+		ok = runPaho(*python, *paho, "client_test.py", 10, addr, refusing) && ok
+		ok = runPaho(*python, *paho, "client_test5.py", 27, addr, refusing) && ok
 	}
 	if !ok {
 		return 1

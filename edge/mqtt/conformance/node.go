@@ -22,8 +22,8 @@ type node struct {
 }
 
 // startNode starts a tailrace-edge with a data directory of its own, as the suites
-// want it: a server keep-alive of 60 s and one filter that nobody may subscribe to.
-func startNode(binary string) (*node, error) {
+// want it. acl is a list of rules, "" = none.
+func startNode(binary, acl string) (*node, error) {
 	binary, err := filepath.Abs(binary)
 	if err != nil {
 		return nil, err
@@ -37,7 +37,10 @@ func startNode(binary string) (*node, error) {
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
-	conf := fmt.Sprintf(nodeConfig, mp, hp)
+	if acl != "" {
+		acl = "    acl: " + acl
+	}
+	conf := fmt.Sprintf(nodeConfig, mp, acl, hp)
 	if err := os.WriteFile(filepath.Join(dir, "edge.yaml"), []byte(conf), 0o600); err != nil {
 		return nil, err
 	}
@@ -84,7 +87,7 @@ mqtt:
   terse_refusals: true
   auth:
     allow_anonymous: true
-    acl: ["deny * subscribe test/nosubscribe", "allow * all #"]
+%s
 default: {stream: all}
 http: {address: "127.0.0.1:%d"}
 log: {level: warn}

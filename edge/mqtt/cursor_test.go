@@ -1,0 +1,243 @@
+package mqtt_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"tailrace/edge/mqtt"
+	"tailrace/edge/mqtt/packet"
+)
+
+func inLog(b *memBackend, queued int) func(*mqtt.Config) {
+	return func(c *mqtt.Config) { c.Log, c.Limits.Queued, c.Limits.OutboundInFlight = b, queued, 4 }
+}
+
+// subscriber logs in, subscribes if asked to, and leaves.
+func (w *world) enrol(id, filter string, qos byte) {
+	w.t.Helper()
+	sub, _ := w.login(4, opts{id: id, persistent: true})
+	sub.send(subscribe(4, 1, filter, qos))
+	sub.want(suback(4, 1, qos))
+	sub.send([]byte{0xE0, 0})
+	sub.closed()
+}
+
+func (w *world) publishAll(qos byte, from, to int) {
+	w.t.Helper()
+	d, _ := w.login(4, opts{id: "dev"})
+	for i := from; i < to; i++ {
+		d.send(publish(4, qos, uint16(i+1), "t", fmt.Sprint(i)))
+		if qos == 2 {
+			d.want(pubrec(uint16(i + 1)))
+			d.send(pubrel(uint16(i + 1)))
+			d.want(pubcomp(uint16(i + 1)))
+		} else {
+			d.want(puback(uint16(i + 1)))
+		}
+	}
+	d.send([]byte{0xE0, 0})
+	d.closed() // its deliveries are done then
+}
+
+// parsed is the payload and packet id of a delivery to topic "t".
+func parsed(p []byte) (payload string, id uint16, qos byte, dup bool) {
+	qos, dup = p[0]>>1&3, p[0]&8 != 0
+	if qos == 0 {
+		return string(p[5:]), 0, 0, false
+	}
+	return string(p[7:]), uint16(p[5])<<8 | uint16(p[6]), qos, dup
+}
+
+// kill takes the world down as kill -9 does and starts another on what was durable.
+func (w *world) kill(edit func(*memBackend) func(*mqtt.Config)) *world {
+	w.t.Helper()
+	b := w.b.restart() // from here on nothing of the old server becomes durable
+	w.stop()
+	return newWorld(w.t, b, edit(b))
+}
+
+// More than a queue holds waits for a session that is away, over kill -9 and over a
+// clean restart, and comes in the order of the log.
+func TestWhatWaitsForASessionSurvivesTheServer(t *testing.T) {
+	for _, killed := range []bool{true, false} {
+		for _, checkpoints := range []int{0, 3} {
+			t.Run(fmt.Sprintf("killed=%v/checkpoints=%d", killed, checkpoints), func(t *testing.T) {
+				b := newBackend()
+				w := newWorld(t, b, inLog(b, 5))
+				w.s.Checkpoint()
+				w.enrol("sub", "t", 1)
+				w.publishAll(1, 0, 40)
+				for range checkpoints {
+					w.s.Checkpoint()
+				}
+				if !killed {
+					w.stop()
+				}
+				w = w.kill(func(b *memBackend) func(*mqtt.Config) { return inLog(b, 5) })
+				w.publishAll(1, 40, 60)
+				sub, present := w.login(4, opts{id: "sub", persistent: true})
+				if !present {
+					t.Fatal("session is gone")
+				}
+				for i := range 60 {
+					p, id, _, _ := parsed(sub.next())
+					if p != fmt.Sprint(i) {
+						t.Fatalf("delivery %d is %q", i, p)
+					}
+					sub.send(puback(id))
+				}
+				sub.silent()
+				w.publishAll(1, 60, 70) // live again
+				for i := 60; i < 70; i++ {
+					p, id, _, _ := parsed(sub.next())
+					if p != fmt.Sprint(i) {
+						t.Fatalf("live delivery %d is %q", i, p)
+					}
+					sub.send(puback(id))
+				}
+				sub.silent()
+			})
+		}
+	}
+}
+
+// A slow subscriber that is connected falls back to the log, loses nothing and is not
+// sent anything twice.
+func TestSlowSubscriberReadsTheLog(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, inLog(b, 5))
+	sub, _ := w.login(4, opts{id: "sub", persistent: true})
+	sub.send(subscribe(4, 1, "t", 1))
+	sub.want(suback(4, 1, 1))
+	w.publishAll(1, 0, 100)
+	for i := range 100 {
+		p, id, _, _ := parsed(sub.next())
+		if p != fmt.Sprint(i) {
+			t.Fatalf("delivery %d is %q", i, p)
+		}
+		sub.send(puback(id))
+	}
+	sub.silent()
+	if n := w.s.Stats().Dropped; n != 0 {
+		t.Errorf("%d dropped", n)
+	}
+}
+
+// What was acknowledged before a checkpoint is not sent again, what was published
+// before a subscription is not sent at all.
+func TestCursorStandsWhereTheSessionStood(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, inLog(b, 5))
+	w.publishAll(1, 0, 10)
+	sub, _ := w.login(4, opts{id: "sub", persistent: true})
+	sub.send(subscribe(4, 1, "t", 1))
+	sub.want(suback(4, 1, 1))
+	w.publishAll(1, 10, 30)
+	for i := 10; i < 25; i++ { // five stay unacknowledged
+		p, id, _, _ := parsed(sub.next())
+		if p != fmt.Sprint(i) {
+			t.Fatalf("delivery %d is %q", i, p)
+		}
+		sub.send(puback(id))
+	}
+	sub.send([]byte{0xC0, 0}) // in order behind the acknowledgements
+	for sub.next()[0] != 0xD0 {
+	}
+	w.s.Checkpoint()
+	w.s.Checkpoint()
+	w = w.kill(func(b *memBackend) func(*mqtt.Config) { return inLog(b, 5) })
+	sub, _ = w.login(4, opts{id: "sub", persistent: true})
+	for i := 25; i < 30; i++ {
+		p, id, _, _ := parsed(sub.next())
+		if p != fmt.Sprint(i) {
+			t.Fatalf("delivery %d is %q", i, p)
+		}
+		sub.send(puback(id))
+	}
+	sub.silent()
+}
+
+// QoS 2 stays exactly once through random kills at any point of the exchange: the client
+// below keeps the packet ids that it has received, as a client must.
+func TestQoS2DeliveryIsExactlyOnceOverKills(t *testing.T) {
+	rounds := 8
+	if testing.Short() {
+		rounds = 2
+	}
+	for seed := range uint64(rounds) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(seed, 1))
+			b := newBackend()
+			w := newWorld(t, b, inLog(b, 4))
+			w.s.Checkpoint()
+			w.enrol("sub", "t", 2)
+			got := map[string]int{}
+			open := map[uint16]bool{} // received, not released
+			published, total := 0, 30
+			for life := 0; ; life++ {
+				n := min(total-published, rnd.IntN(12))
+				w.publishAll(2, published, published+n)
+				published += n
+				sub, present := w.login(4, opts{id: "sub", persistent: true})
+				if !present {
+					t.Fatal("session is gone")
+				}
+				last := published == total && life > 4
+				for steps := rnd.IntN(25); last && (len(got) < total || len(open) > 0) || !last && steps > 0; steps-- {
+					p, err := sub.tryNext(map[bool]time.Duration{true: 30 * time.Second, false: 30 * time.Millisecond}[last])
+					if err != nil {
+						break
+					}
+					switch packet.Type(p[0] >> 4) {
+					case packet.PUBLISH:
+						payload, id, qos, _ := parsed(p)
+						if qos != 2 {
+							t.Fatalf("qos %d", qos)
+						}
+						if !open[id] {
+							open[id] = true
+							got[payload]++
+						}
+						sub.send(pubrec(id))
+					case packet.PUBREL:
+						id := uint16(p[2])<<8 | uint16(p[3])
+						delete(open, id)
+						sub.send(pubcomp(id))
+					}
+					if rnd.IntN(10) == 0 {
+						w.s.Checkpoint()
+					}
+				}
+				if last {
+					sub.silent()
+					break
+				}
+				w = w.kill(func(b *memBackend) func(*mqtt.Config) { return inLog(b, 4) })
+			}
+			for i := range total {
+				if n := got[fmt.Sprint(i)]; n != 1 {
+					t.Errorf("message %d was delivered %d times", i, n)
+				}
+			}
+		})
+	}
+}
+
+// A session that begins anew gets nothing of the former one's.
+func TestCleanStartForgetsTheCursor(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, inLog(b, 5))
+	w.enrol("sub", "t", 1)
+	w.publishAll(1, 0, 10)
+	w.s.Checkpoint()
+	w.s.Checkpoint()
+	c, _ := w.login(4, opts{id: "sub"})
+	c.send([]byte{0xE0, 0})
+	c.closed()
+	w.enrol("sub", "t", 1)
+	w = w.kill(func(b *memBackend) func(*mqtt.Config) { return inLog(b, 5) })
+	sub, _ := w.login(4, opts{id: "sub", persistent: true})
+	sub.silent()
+}
