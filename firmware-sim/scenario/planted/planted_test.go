@@ -57,8 +57,8 @@ var bugs = []bug{
 	},
 	{
 		name: "drop 1 in 100,000", file: "storage/encode.go",
-		old: "\t\tb.bl.AddEncoded(it.ts, data)\n\t}\n",
-		new: "\t\tif planted++; planted%100000 != 0 {\n\t\t\tb.bl.AddEncoded(it.ts, data)\n\t\t}\n\t}\n",
+		old: "\t\tb := p.build\n",
+		new: "\t\tif planted++; planted%100000 == 0 {\n\t\t\tcontinue\n\t\t}\n\t\tb := p.build\n",
 		pkg: "./firmware-sim/scenario", test: "TestLinkDownTenMinutes",
 	},
 	{
@@ -76,7 +76,7 @@ var bugs = []bug{
 	{
 		name: "free before hub ack", file: "storage/budget.go",
 		old: "if !lose && !acked {",
-		new: "if false {",
+		new: "if !lose && !acked && need < 0 {",
 		pkg: "./storage", test: "TestRejectRefusesUntilTheHubHasIt",
 	},
 	{
@@ -171,7 +171,15 @@ func edited(root string, b bug) (string, error) {
 }
 
 func plant(t *testing.T, b bug) {
-	root, dir := moduleRoot(t), t.TempDir()
+	root, base := moduleRoot(t), os.TempDir()
+	if fi, err := os.Stat("/dev/shm"); err == nil && fi.IsDir() {
+		base = "/dev/shm" // thousands of small files
+	}
+	dir, err := os.MkdirTemp(base, "planted-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
 	text, err := edited(root, b)
 	if err != nil {
 		t.Fatal(err)
@@ -189,7 +197,7 @@ func plant(t *testing.T, b bug) {
 	run := func(args ...string) (string, error) {
 		cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-overlay", overlay}, args...)...)
 		cmd.Dir = root
-		cmd.Env = append(os.Environ(), "TMPDIR="+dir)
+		cmd.Env = append(os.Environ(), "TMPDIR="+dir, "GOTMPDIR="+os.TempDir())
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
@@ -214,7 +222,7 @@ func plant(t *testing.T, b bug) {
 // reason is the first line that says what a test found.
 func reason(out string) string {
 	for line := range strings.Lines(out) {
-		if line = strings.TrimSpace(line); strings.Contains(line, "_test.go:") || strings.HasPrefix(line, "panic: ") {
+		if line = strings.TrimSpace(line); strings.Contains(line, "_test.go:") && !strings.Contains(line, " in ") && !strings.Contains(line, "calls of") || strings.HasPrefix(line, "panic: ") {
 			return line[:min(len(line), 200)]
 		}
 	}
