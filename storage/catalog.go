@@ -20,6 +20,7 @@ type catalog struct {
 	sides   []string                 // names of the side files there are, sorted; during Open only
 	torn    bool                     // it ends in something else than a summary
 	off     bool                     // a write failed: whole again with the next Open
+	count   int                      // summaries in the file
 }
 
 // load reads the catalog and lists the side files.
@@ -39,11 +40,8 @@ func (k *catalog) load(idxDir string) {
 	}
 	slab := make([]partIndex, len(b)/sidePart)
 	for len(b) > 0 {
-		n := sideHeader + 4
-		if len(b) >= n {
-			n += sidePart * int(binary.BigEndian.Uint32(b[48:])&0xffffff)
-		}
-		if len(b) < n {
+		n := summaryLen(b)
+		if n == 0 || len(b) < n {
 			k.torn = true
 			return
 		}
@@ -75,6 +73,7 @@ func (k *catalog) hasSide(first uint64) bool {
 // from the first segment on is what the log has.
 func (k *catalog) settle(segs []*segment, indexes []*segmentIndex) error {
 	sealed := len(segs) - 1
+	k.count = len(k.entries)
 	same, stale := !k.torn, 0
 	for first := range k.entries {
 		if first < segs[0].first {
@@ -93,6 +92,7 @@ func (k *catalog) settle(segs []*segment, indexes []*segmentIndex) error {
 	for _, x := range indexes[:sealed] {
 		b = append(b, x.encodeSummary(0)...)
 	}
+	k.count = sealed
 	err := k.write(os.O_TRUNC, b)
 	if err != nil {
 		k.fs.Remove(k.path)
@@ -100,12 +100,46 @@ func (k *catalog) settle(segs []*segment, indexes []*segmentIndex) error {
 	return err
 }
 
-// add appends the summary of a segment that was just sealed.
-func (k *catalog) add(x *segmentIndex) error {
+// add appends the summary of a segment that was just sealed. Once most of the file is of
+// segments that are gone, before front, it is written anew without them; live is how
+// many segments there are.
+func (k *catalog) add(x *segmentIndex, front uint64, live int) error {
 	if k.off {
 		return nil
 	}
+	if k.count > 2*live+16 {
+		if err := k.compact(front); err != nil {
+			k.off = true
+			return err
+		}
+	}
+	k.count++
 	return k.write(os.O_APPEND, x.encodeSummary(0))
+}
+
+func (k *catalog) compact(front uint64) error {
+	b, err := durable.ReadFile(k.fs, k.path, maxSideFile)
+	if err != nil {
+		return err
+	}
+	var out []byte
+	k.count = 0
+	for n := summaryLen(b); n > 0 && n <= len(b); n = summaryLen(b) {
+		if binary.BigEndian.Uint64(b[8:]) >= front {
+			out = append(out, b[:n]...)
+			k.count++
+		}
+		b = b[n:]
+	}
+	return k.write(os.O_TRUNC, out)
+}
+
+// summaryLen is the length of the summary that b begins with, 0 when b is too short to tell.
+func summaryLen(b []byte) int {
+	if len(b) < sideHeader+4 {
+		return 0
+	}
+	return sideHeader + 4 + sidePart*int(binary.BigEndian.Uint32(b[48:])&0xffffff)
 }
 
 func (k *catalog) write(flag int, b []byte) error {

@@ -97,6 +97,31 @@ func TestCatalogIsOnlyACache(t *testing.T) {
 		s.Close()
 	}
 
+	// It does not grow for ever: what is of segments that are gone goes, too.
+	s = open(t, dir, mod)
+	tp, _ := s.Topic("wind")
+	for round := range 6 {
+		for i := range 60 {
+			put(t, s, tp.Partition(i%3), int64(i), fmt.Sprintf("%0*d", 60_000, i))
+		}
+		for i := range 3 {
+			if err := tp.Partition(i).SetStart(int64(100 + 20*round)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.Retain()
+	}
+	want = summary(s)
+	s.Close()
+	live := len(segments(t, dir))
+	if st, err := os.Stat(path); err != nil || st.Size() > int64(3*live+32)*(56+3*48+4) {
+		t.Errorf("%d bytes for %d segments, %v", st.Size(), live, err)
+	}
+	if s, got = reopen(); got != want || sides.Load() != 0 {
+		t.Errorf("after it was written anew: %d side files opened", sides.Load())
+	}
+	s.Close()
+
 	// A segment whose side file was taken away, as a reader does that meets rot, is read
 	// whatever the catalog says.
 	seg := segments(t, dir)[3]

@@ -339,7 +339,10 @@ func (c *committer) seal(seg *segment, next uint64) {
 	if err := writeSide(l.s.cfg.FS, l.sidePath(seg.first), x); err != nil {
 		l.lg.Warn("write side file; it is rebuilt when needed", "err", err)
 	}
-	if err := l.catalog.add(x); err != nil {
+	l.segMu.RLock()
+	front, live := l.segs[0].first, len(l.segs)
+	l.segMu.RUnlock()
+	if err := l.catalog.add(x, front, live); err != nil {
 		l.lg.Warn("add to the catalog of segments; it is written anew at the next start", "err", err)
 	}
 	l.side.put(seg, x)
