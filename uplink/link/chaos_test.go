@@ -144,6 +144,9 @@ func history(t *testing.T, seed uint64) {
 		stop[i]()
 	}
 	stopHub()
+	if len(w.sink.forks) > 0 {
+		t.Errorf("%d forks of logs that never forked", len(w.sink.forks))
+	}
 	w.sink.check(t)
 	settle()
 }

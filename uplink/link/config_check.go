@@ -46,7 +46,7 @@ func (c ClientConfig) withDefaults() (ClientConfig, error) {
 		errs = append(errs, fmt.Errorf("RateLimit is %d, at least 1024 is needed", c.RateLimit))
 	}
 	if p := c.Proxy; p != nil && (p.Scheme != "http" || p.Host == "") {
-		errs = append(errs, fmt.Errorf("Proxy is %s, want http://host:port", p.Redacted()))
+		errs = append(errs, fmt.Errorf("proxy is %s, want http://host:port", p.Redacted()))
 	}
 	durIn(&errs, "StallTimeout", &c.StallTimeout, 2*time.Minute, time.Second, 24*time.Hour)
 	if c.Probe >= 0 {

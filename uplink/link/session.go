@@ -307,6 +307,17 @@ func (s *session) writeControl() {
 	}
 }
 
+// refresh tells the Sender what is durable of a partition now: the session before may have
+// sent what came after this one's Hello, and a hub that holds it is no other log. Called with mu held.
+func (s *session) refresh(partition uint32) {
+	for i := range s.partitions {
+		if p := &s.partitions[i]; p.id == partition {
+			p.start, p.next = s.c.cfg.Source.Bounds(p.topic, p.index)
+			s.sender.Advance(p.topic, p.index, p.start, p.next)
+		}
+	}
+}
+
 // watchSource tells the Sender what became durable.
 func (s *session) watchSource() {
 	src := s.c.cfg.Source
@@ -372,6 +383,7 @@ func (s *session) handle(m wire.Message) error {
 	switch m := m.(type) {
 	case *wire.Want:
 		s.mu.Lock()
+		s.refresh(m.Partition)
 		err := s.sender.Want(m)
 		s.settle()
 		return err

@@ -15,6 +15,7 @@ import (
 	"tailrace/uplink/link"
 	"tailrace/uplink/link/linktest"
 	"tailrace/uplink/pki"
+	"tailrace/uplink/wire"
 )
 
 const tcpHub = "10.0.0.1:443"
@@ -184,4 +185,44 @@ func serveProxy(l net.Listener) {
 			io.Copy(c, to)
 		}()
 	}
+}
+
+// slowHello holds the hub's answer to a Hello back, while the session before goes on.
+type slowHello struct {
+	link.Sink
+	wait time.Duration
+}
+
+func (s slowHello) Admit(string, wire.Hello) error { time.Sleep(s.wait); return nil }
+
+// What the older session delivers after the newer one's Hello was written is not another log.
+func TestRecordsSentBesideAHelloAreNoFork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lte)
+		l := w.r.Link("10.0.1.1")
+		l.Drop(true, func(int) bool { return true })
+		src := newSource(1, "wind")
+		_, stopHub := w.hub(func(c *link.ServerConfig) {
+			c.Listener, c.Sink = w.r.Listen(tcpHub), slowHello{w.sink, time.Second}
+		})
+		c, stopNode := w.node("node-1", "10.0.1.1", src, func(c *link.ClientConfig) {
+			c.Fallback, c.ReturnAfter = []string{tcpHub}, 10*time.Second
+			c.DialTCP = func(ctx context.Context, hub string) (net.Conn, error) { return w.r.DialTCP(ctx, "10.0.1.1", hub) }
+			c.OnFork = func(wire.Fork, string, int) { t.Error("a fork of a log that never forked") }
+		})
+		w.until(10*time.Second, "connected", func() bool { return c.State().Connected })
+		l.Drop(true, nil)
+		for range 2000 {
+			src.put(0, 1, 200)
+			time.Sleep(10 * time.Millisecond)
+		}
+		w.until(time.Minute, "all of it", func() bool { return src.ackedTo(0) == 2000 })
+		if st := c.State(); st.Transport != link.OverQUIC {
+			t.Errorf("over %s at the end", st.Transport)
+		}
+		stopNode()
+		stopHub()
+		w.sink.check(t)
+		settle()
+	})
 }
