@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -319,5 +320,52 @@ func TestCertificatesAreReadAgainWithoutDroppingConnections(t *testing.T) {
 	}
 	if r := publish(t, p, "t", "v"); r != 0 {
 		t.Errorf("the old connection: 0x%02X", r)
+	}
+}
+
+// An address that has guessed too often is not listened to, unless somebody there is logged
+// in: then its proven devices still come in, and only new names wait.
+func TestAnAddressThatGuessesIsNotListenedTo(t *testing.T) {
+	n, _ := guardedNode(t)
+	// code is that of the CONNACK (MQTT 3.1.1); -1: closed unread.
+	try := func(from byte, id, user, pw string) (nc net.Conn, code int) {
+		t.Helper()
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, from)}}
+		nc, err := d.Dial("tcp", n.MQTTAddrs()[0].String())
+		if err != nil {
+			t.Skip("no second loopback address: ", err)
+		}
+		t.Cleanup(func() { nc.Close() })
+		nc.SetDeadline(time.Now().Add(30 * time.Second))
+		b := []byte("\x00\x04MQTT\x04\xc2\x00\x3c")
+		for _, s := range []string{id, user, pw} {
+			b = append(append(b, 0, byte(len(s))), s...)
+		}
+		nc.Write(append([]byte{0x10, byte(len(b))}, b...))
+		ack := make([]byte, 4)
+		if _, err := io.ReadFull(nc, ack); err != nil {
+			return nc, -1
+		}
+		return nc, int(ack[3])
+	}
+	for range 10 {
+		if _, c := try(2, "x", "a", "guess"); c != 4 && c != 5 {
+			t.Fatalf("a wrong password: code %d", c)
+		}
+	}
+	if _, c := try(2, "a", "a", "pw-a"); c != -1 {
+		t.Errorf("the address is listened to: code %d", c)
+	}
+	if _, c := try(3, "a", "a", "pw-a"); c != 0 { // and stays
+		t.Fatalf("another address: code %d", c)
+	}
+	for range 10 {
+		try(3, "x", "a", "guess")
+	}
+	if _, c := try(3, "a-2", "a", "pw-a"); c != 0 {
+		t.Errorf("a proven device beside one that guesses: code %d", c)
+	}
+	if _, c := try(3, "b", "b", "pw-b"); c == 0 || c == -1 {
+		t.Errorf("a new name beside one that guesses: code %d", c)
 	}
 }

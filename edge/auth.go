@@ -247,6 +247,11 @@ func (a *authenticator) check(p *policy, username string, password []byte, from 
 	return nil
 }
 
+// mayTry: an address that has failed too often is not listened to at all. The server asks
+// only about those where nobody is logged in: a plant behind one address with one bad
+// device stays reachable.
+func (a *authenticator) mayTry(addr netip.Addr) bool { return a.failed.Has(addr, a.now()) }
+
 func (a *authenticator) proof(username string, password []byte) (p [32]byte) {
 	h := hmac.New(sha256.New, a.key[:])
 	fmt.Fprintf(h, "%d:%s", len(username), username)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -84,6 +85,9 @@ func (in *ingest) Authenticate(c *mqtt.Client, username string, password []byte,
 	c.Routes = &visitor{credential: cr}
 	return nil
 }
+
+// MayTry implements mqtt.Gatekeeper.
+func (in *ingest) MayTry(addr netip.Addr) bool { return in.auth.mayTry(addr) }
 
 // AuthorizeSubscribe implements mqtt.SubscribeAuthorizer.
 func (in *ingest) AuthorizeSubscribe(c *mqtt.Client, filter string, _ byte) error {

@@ -234,7 +234,18 @@ type admitted struct {
 	s       *Server
 	addr    netip.Addr
 	arrival uint64 // order among all; guarded by s.mu
+	guest   bool   // has logged in; guarded by s.mu
 	once    sync.Once
+}
+
+// welcome counts a client that is in.
+func (a *admitted) welcome() {
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	if n := a.s.byAddr[a.addr]; n != nil && !a.guest {
+		a.guest = true
+		n.guests++
+	}
 }
 
 func (s *Server) admit(a *admitted) bool {
@@ -242,6 +253,9 @@ func (s *Server) admit(a *admitted) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.byAddr[a.addr]
+	if (n == nil || n.guests == 0) && !s.mayTry(a.addr) {
+		return false
+	}
 	if s.admitted >= l.MaxConnections || n != nil && (n.conns >= l.MaxPerAddress || len(n.pending) >= l.MaxLoginsPerAddress) ||
 		s.logins >= l.MaxLogins && !s.makeRoom(n) {
 		return false
@@ -307,6 +321,9 @@ func (a *admitted) Close() error {
 		defer a.s.mu.Unlock()
 		a.s.admitted--
 		n := a.s.byAddr[a.addr]
+		if a.guest {
+			n.guests--
+		}
 		if n.conns--; n.conns == 0 {
 			delete(a.s.byAddr, a.addr)
 		}

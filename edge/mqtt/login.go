@@ -83,6 +83,7 @@ func (c *conn) connect(head byte, body []byte, cp *packet.Connect, crt *x509.Cer
 		return &packet.Error{Code: packet.PacketTooLarge, What: "client's maximum packet size is below a CONNACK"}
 	}
 	s.stats.Logins.Add(1)
+	c.admitted.welcome()
 	// Deliveries may begin behind the CONNACK, never before it.
 	c.ss.mu.Lock()
 	c.connack(&ack)

@@ -1,6 +1,8 @@
 package mqtt
 
 import (
+	"net/netip"
+
 	"tailrace/edge/mqtt/packet"
 	"tailrace/edge/mqtt/topic"
 )
@@ -22,6 +24,17 @@ type Reviewer interface {
 // logged in ended. code is what the client was told, Success when nothing. It must not block.
 type EndObserver interface {
 	Ended(c *Client, code packet.Code, err error)
+}
+
+// Gatekeeper may be implemented by a Backend: it is asked about every connection from an
+// address that has nobody logged in, before a byte is read. It must not block.
+type Gatekeeper interface {
+	MayTry(addr netip.Addr) bool
+}
+
+func (s *Server) mayTry(addr netip.Addr) bool {
+	g, ok := s.cfg.Backend.(Gatekeeper)
+	return !ok || g.MayTry(addr)
 }
 
 // Review asks again about everybody: may about each connection that is logged in, read

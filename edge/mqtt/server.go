@@ -78,6 +78,7 @@ const maxAddresses = 16 << 10
 
 type addrCount struct {
 	conns   int
+	guests  int                    // logged in
 	pending map[*admitted]struct{} // not logged in
 }
 
