@@ -40,7 +40,6 @@ const (
 	flagFirst = 1
 	flagLast  = 2
 
-	maxOriginBytes = 1024
 	// maxEntryBytes bounds what a reader allocates for one entry.
 	maxEntryBytes = MaxRecordBytes + MaxStateBytes + (64 << 10)
 )

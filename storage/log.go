@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/tidwall/wal"
 
@@ -356,5 +355,4 @@ func (l *classLog) wakeup() {
 type logStats struct {
 	mu sync.Mutex
 	ClassStats
-	lastStart time.Time
 }

@@ -73,12 +73,6 @@ func (s *socket) WriteTo(b []byte, to net.Addr) (int, error) {
 	return s.SimConn.WriteTo(b, to)
 }
 
-func (l *wan) traffic() wanStats {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.stats
-}
-
 // SendPacket implements simnet.Router.
 func (l *wan) SendPacket(p simnet.Packet) error {
 	l.mu.Lock()

@@ -100,12 +100,6 @@ func (d *blockDisk) add(e blockEvent) {
 	d.log = append(d.log, e)
 }
 
-func (d *blockDisk) length() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return len(d.log)
-}
-
 type blockRoot struct {
 	fusefs.Inode
 	disk *blockDisk
