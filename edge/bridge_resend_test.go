@@ -95,6 +95,15 @@ func (s *scripted) serve(present bool, send []sending, acks int) {
 // The broker sends again what was durable when the connection, or the node, ended.
 func TestWhatABrokerSendsAgainIsStoredOnce(t *testing.T) {
 	s := newScripted(t)
+	// A node that knows nothing of a session that the broker has kept stores everything.
+	fresh, end := stoppableNode(t, plain+"default: {stream: s}\nbridges: [{name: hall, brokers: [\"mqtt://"+s.l.Addr().String()+"\"], subscriptions: [{filter: \"#\"}]}]\n", t.TempDir())
+	s.serve(true, []sending{{8, "y", true}, {9, "z", true}}, 2)
+	if got := strings.Join(values(t, fresh, "s"), ""); got != "yz" {
+		t.Errorf("without memory stored %q", got)
+	}
+	s.nc.Close()
+	end()
+
 	dir := t.TempDir()
 	yaml := plain + "default: {stream: s}\nbridges: [{name: hall, brokers: [\"mqtt://" + s.l.Addr().String() + "\"], subscriptions: [{filter: \"#\"}]}]\n"
 	n, stop := stoppableNode(t, yaml, dir)
@@ -108,7 +117,6 @@ func TestWhatABrokerSendsAgainIsStoredOnce(t *testing.T) {
 	if _, body := get(t, n, "/api/v1/status"); json.Unmarshal([]byte(body), &st) != nil || st.Bridges[0].Duplicates != 2 || st.Bridges[0].State != "connected" || st.Bridges[0].Lag != 0 {
 		t.Errorf("%+v", st.Bridges)
 	}
-	go stop()
 	s.nc.Close()
 	stop()
 	n, stop = stoppableNode(t, yaml, dir)

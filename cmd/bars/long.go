@@ -49,7 +49,14 @@ func killTest(ctx context.Context, e *env) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []row{{fmt.Sprintf("kill -9 of node, hub or both, %d times", n), "no acked record lost, doubled or out of order", said(out, "acked"), true, cmd}}, nil
+	rows := []row{{fmt.Sprintf("kill -9 of node, hub or both, %d times", n), "no acked record lost, doubled or out of order", said(out, "acked"), true, cmd}}
+	os.Setenv("TAILRACE_KILLS", strconv.Itoa(n))
+	defer os.Unsetenv("TAILRACE_KILLS")
+	if out, err = goTest(ctx, "./cmd/tailrace-edge", "-run", "TestWhatWasDurable"); err != nil {
+		return rows, err
+	}
+	return append(rows, row{fmt.Sprintf("kill -9 between fsync and PUBACK, %d times (MQTT issue)", n), "every re-send is stored once", said(out, "each is stored once"), true,
+		fmt.Sprintf("TAILRACE_KILLS=%d go test -v ./cmd/tailrace-edge -run TestWhatWasDurable", n)}), nil
 }
 
 func linkDown(ctx context.Context, _ *env) ([]row, error) {

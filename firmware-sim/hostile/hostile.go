@@ -17,7 +17,7 @@ import (
 // Config of an attack. Rates are per second of all together; zero = none of this kind.
 type Config struct {
 	Target    string // host:port on loopback
-	Addresses int    // attackers come from 127.0.0.2, 127.0.0.3, …, with an account from 127.0.1.2, …; default 20
+	Addresses int    // attackers come from 127.0.0.2, 127.0.0.3, …, with an account from 127.0.1.2, …, silent and slow ones from 127.0.2.2, …; default 20
 	Idle      int    // sockets that say nothing, opened again when closed
 	Slow      int    // senders of one byte a second
 	BadLogins int    // guessed passwords
@@ -54,10 +54,10 @@ func Run(ctx context.Context, c Config) Result {
 	a := &attack{Config: c}
 	var wg sync.WaitGroup
 	for range c.Idle {
-		wg.Go(func() { a.again(ctx, outside, func(nc net.Conn) { a.hold(ctx, nc, &a.idle, &a.idleMax, 0) }) })
+		wg.Go(func() { a.again(ctx, silent, 5*time.Second, func(nc net.Conn) { a.hold(ctx, nc, &a.idle, &a.idleMax, 0) }) })
 	}
 	for range c.Slow {
-		wg.Go(func() { a.again(ctx, outside, func(nc net.Conn) { a.hold(ctx, nc, &a.slow, &a.slowMax, time.Second) }) })
+		wg.Go(func() { a.again(ctx, silent, 5*time.Second, func(nc net.Conn) { a.hold(ctx, nc, &a.slow, &a.slowMax, time.Second) }) })
 	}
 	a.rate(ctx, &wg, c.BadLogins, func(n int64) {
 		a.once(ctx, outside, func(nc net.Conn) {
@@ -94,7 +94,7 @@ func Run(ctx context.Context, c Config) Result {
 		if c.Topics == 0 {
 			break
 		}
-		wg.Go(func() { a.again(ctx, inside, func(nc net.Conn) { a.flood(ctx, nc, f, c.Topics/flooders) }) })
+		wg.Go(func() { a.again(ctx, inside, 500*time.Millisecond, func(nc net.Conn) { a.flood(ctx, nc, f, c.Topics/flooders) }) })
 	}
 	wg.Wait()
 	return Result{a.idleMax.Load(), a.slowMax.Load(), a.badLogins.Load(), a.letIn.Load(), a.topics.Load(), a.ids.Load(), a.claims.Load(), a.fail.Load()}
@@ -105,6 +105,7 @@ func Run(ctx context.Context, c Config) Result {
 const (
 	outside byte = 0
 	inside  byte = 1
+	silent  byte = 2 // idle and slow ones
 )
 
 func (a *attack) dial(ctx context.Context, net4 byte) (net.Conn, error) {
@@ -132,12 +133,12 @@ func (a *attack) once(ctx context.Context, net4 byte, f func(net.Conn)) {
 	f(nc)
 }
 
-// again opens a new socket when one ends, half a second later.
-func (a *attack) again(ctx context.Context, net4 byte, f func(net.Conn)) {
+// again opens a new socket some time after one has ended.
+func (a *attack) again(ctx context.Context, net4 byte, wait time.Duration, f func(net.Conn)) {
 	for ctx.Err() == nil {
 		a.once(ctx, net4, f)
 		select {
-		case <-time.After(500 * time.Millisecond):
+		case <-time.After(wait):
 		case <-ctx.Done():
 		}
 	}
