@@ -10,7 +10,8 @@ import (
 
 const (
 	freeCheckInterval = time.Second
-	freeCheckBytes    = 64 << 10 // and after so many bytes of our own, when space is scarce
+	freeHeldFor       = 50 * time.Millisecond // a reader may hold what was dropped so long
+	freeCheckBytes    = 64 << 10              // and after so many bytes of our own, when space is scarce
 	maxBallast        = 16 << 20
 )
 
@@ -178,6 +179,14 @@ func (c *committer) freeBytes() int64 {
 	return max(c.left-c.since, 0)
 }
 
+// credit counts what was dropped as free at once: the file system may tell of it only
+// when the last reader has closed.
+func (c *committer) credit(freed int64) {
+	if freed > 0 {
+		c.since, c.freeAt = c.since-freed, time.Now()
+	}
+}
+
 // mayFillReserve: the file system has room for the reserve above what is to stay free.
 func (c *committer) mayFillReserve(size int64) bool {
 	c.freeAt = time.Time{}
@@ -192,6 +201,9 @@ func (c *committer) mayFillReserve(size int64) bool {
 // asked for what the hub has, without waiting for it.
 func (c *committer) makeRoom(need int64, state bool) error {
 	l := c.l
+	if time.Since(c.freeAt) > freeHeldFor {
+		c.freeAt = time.Time{} // others may have made room since
+	}
 	if c.noSpace {
 		c.noSpace = false
 		if free := c.freeBytes(); free >= 0 && free < 2*int64(l.cfg.SegmentBytes) { // the disk is full, whatever the limits say
@@ -234,7 +246,7 @@ func (c *committer) shareOut(n int64, short func() int64) error {
 			}
 			if freed > 0 {
 				if o != l {
-					c.since -= freed
+					c.credit(freed)
 				}
 				if n = max(n-freed, short()); n <= 0 {
 					return nil
@@ -321,7 +333,7 @@ func (c *committer) giveUp(need int64, lose bool) (freed int64, err error) {
 	}
 	err = c.dropSegments()
 	freed = max(before-l.diskBytes(), 0)
-	c.since -= freed // the file system may tell of it only when the last reader has closed
+	c.credit(freed)
 	if err == nil {
 		l.reserve.fill(c.mayFillReserve)
 	}

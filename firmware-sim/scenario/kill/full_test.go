@@ -135,7 +135,8 @@ func TestDiskFilledAgainAndAgain(t *testing.T) {
 			t.Errorf("%d devices failed (%s), %d sessions lost", r.Failed, r.FirstError, r.SessionsLost)
 		}
 	}
-	if results[1].Refused == 0 || results[0].Refused > results[0].Acked/100 {
+	// A few of drop-oldest are refused, too: when all it had left was its tail.
+	if results[1].Refused == 0 || results[0].Refused > results[0].Acked/10 {
 		t.Errorf("refused: %d of drop-oldest, %d of reject", results[0].Refused, results[1].Refused)
 	}
 	await("the hub has all that is left, or knows that it is gone", func(st nodeState) bool { return st.Uplink.Lag == 0 && len(st.Store.Losses) == 0 })
