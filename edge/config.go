@@ -65,6 +65,8 @@ type Config struct {
 	// NewEpoch begins a new epoch of the log at this start: for a log that has lost its
 	// end without a trace, or came back from an image, and that the hub fences for it.
 	NewEpoch bool `yaml:"-"`
+	// ClockSynced says whether somebody keeps Now right; nil = what the kernel says.
+	ClockSynced func() bool `yaml:"-"`
 	// PacketConn opens the uplink's socket; nil = UDP.
 	PacketConn func() (net.PacketConn, error) `yaml:"-"`
 	// Listen opens TCP listeners; nil = net.Listen.
@@ -367,6 +369,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.ClockSynced == nil {
+		c.ClockSynced = kernelSynced
 	}
 	if c.Listen == nil {
 		c.Listen = net.Listen

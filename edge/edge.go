@@ -13,6 +13,7 @@ package edge
 import (
 	"context"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -59,6 +60,7 @@ type Node struct {
 	streams    *streams
 	ingest     *ingest
 	source     *source
+	clock      *clock
 	mqtt       *mqtt.Server
 	bridges    []*bridge.Bridge
 	link       *link.Client // nil without hubs
@@ -119,9 +121,34 @@ func (n *Node) Ready() <-chan struct{} { return n.ready }
 func (n *Node) MQTTAddrs() []net.Addr { return n.mqttAddrs }
 func (n *Node) HTTPAddr() net.Addr    { return n.httpAddr }
 
-// clockTrusted: a clock that is earlier than our own certificate is certainly wrong.
+// clockTrusted says whether the wall clock is right, as far as the kernel or the hub
+// can tell. Before the store is open: whether it is not certainly wrong.
 func (n *Node) clockTrusted() bool {
+	if n.clock != nil {
+		return n.clock.isTrusted()
+	}
 	return n.uplinkTLS == nil || n.uplinkTLS.Time == nil || !n.uplinkTLS.Time().After(n.cfg.Now())
+}
+
+// newClock watches the wall clock from the monotonic one.
+func (n *Node) newClock() *clock {
+	boot, up := kernelBoot()
+	if boot == "" {
+		id := n.store.Identity().BootID
+		boot = hex.EncodeToString(id[:])
+	}
+	base := time.Now()
+	c := &clock{node: n.cfg.Node, wall: n.cfg.Now, boot: boot, synced: n.cfg.ClockSynced, store: n.store, logger: n.logger.With("part", "clock"),
+		mono: func() time.Duration { return up + time.Since(base) }}
+	c.offset = func() (time.Duration, bool) {
+		if n.link == nil {
+			return 0, false
+		}
+		st := n.link.State()
+		return st.ClockOffset + time.Since(n.cfg.Now()), st.Connected && time.Since(st.Since) > hubSettle // it is measured from time.Now, by heartbeats
+	}
+	c.load()
+	return c
 }
 
 // Store is the node's store, for tests that look inside. Valid once Ready.
@@ -225,8 +252,17 @@ func (n *Node) open() error {
 	n.wear.tick(c.Now(), n.store.Stats())
 	n.checkAlarms()
 	n.loadRegistry()
+	n.clock = n.newClock()
+	if t := n.uplinkTLS; t != nil {
+		wall := t.Time
+		t.Time = func() time.Time { return later(wall(), n.clock.known()) }
+	}
 	n.source = newSource(n.store, n.streams, n.logger.With("part", "uplink"))
 	n.streams.changed = func() { wake(n.source.changed) }
+	n.clock.made = func() {
+		n.streams.generation.Add(1)
+		n.streams.changed()
+	}
 	n.ingest = &ingest{store: n.store, router: n.router, streams: n.streams, registry: n.registry, auth: n.auth, classes: names, logger: n.logger,
 		sequences: newSequences(c.Devices.Max, n.store),
 		suspects:  newQuarantine(c.MQTT.Quarantine, c.Now, n.logger), topics: c.MQTT.Client.MaxTopics, review: func() { n.mqtt.Review(n.ingest.Still, nil) }}
@@ -370,6 +406,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		}
 	}
 	house.Go(func() error { n.housekeeping(houseCtx); return nil })
+	house.Go(func() error { n.clock.run(houseCtx); return nil })
 	house.Go(func() error { n.notify.watch(houseCtx, n.healthy); return nil })
 	srv := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
 	if web != nil {

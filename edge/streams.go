@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -124,6 +125,9 @@ func (s *streams) create(name string) (*storage.Topic, error) {
 func (s *streams) reconcile() error {
 	var errs []error
 	for _, t := range s.store.Topics() {
+		if strings.HasPrefix(t.Name(), "__") { // our own; rules are for streams of devices
+			continue
+		}
 		r, c := s.rule(t.Name()), t.Config()
 		if _, ok := s.classes[c.Class]; !ok {
 			errs = append(errs, fmt.Errorf("stream %q lies in storage class %q, which the configuration does not have", t.Name(), c.Class))

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -59,7 +60,8 @@ func (l *liveTLS) config() *tls.Config {
 // load reads the files; now is the clock that certificates are checked against. A
 // board without a battery boots in 1970, and then every certificate is "not yet
 // valid": the clock is taken to be no earlier than the beginning of our own
-// certificate. It is never turned back, so an expired one stays expired.
+// certificate, than this program, and (see Node.open) than the last time that was
+// known. It is never turned back, so an expired one stays expired.
 func (t *ClientTLS) load(now func() time.Time) (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName, Time: now}
 	if t.Cert != "" {
@@ -69,13 +71,8 @@ func (t *ClientTLS) load(now func() time.Time) (*tls.Config, error) {
 		}
 		c.Certificates = []tls.Certificate{pair}
 		if pair.Leaf != nil {
-			floor := pair.Leaf.NotBefore
-			c.Time = func() time.Time {
-				if wall := now(); wall.After(floor) {
-					return wall
-				}
-				return floor
-			}
+			floor := later(pair.Leaf.NotBefore, buildTime())
+			c.Time = func() time.Time { return later(now(), floor) }
 		}
 	}
 	if t.CA != "" {
@@ -85,6 +82,28 @@ func (t *ClientTLS) load(now func() time.Time) (*tls.Config, error) {
 		}
 	}
 	return c, nil
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// buildTime is when the source of this program was committed, zero when unknown.
+func buildTime() time.Time {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return time.Time{}
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.time" {
+			t, _ := time.Parse(time.RFC3339, s.Value)
+			return t
+		}
+	}
+	return time.Time{}
 }
 
 func loadPool(file string) (*x509.CertPool, error) {

@@ -26,21 +26,26 @@ type row struct {
 	Timestamp int64           `json:"timestamp"`
 	Key       json.RawMessage `json:"key"`
 	Origin    struct {
-		Node string `json:"node"`
+		Node   string `json:"node"`
+		Epoch  string `json:"epoch"`
+		Offset int64  `json:"offset"`
 	} `json:"origin"`
+	Headers []struct {
+		Key string `json:"key"`
+	} `json:"headers"`
 }
 
 // maxLine bounds one NDJSON line: a record of a few MB in base64 with its headers.
 const maxLine = 64 << 20
 
 type replayFlags struct {
-	partition      int
-	node, key      string
-	fromOff, toOff string
-	from, to       string
-	limit          int64
-	format, out    string
-	quiet          bool
+	partition        int
+	node, key        string
+	fromOff, toOff   string
+	from, to         string
+	limit            int64
+	format, out      string
+	quiet, corrected bool
 }
 
 func newReplay(api *client) *cobra.Command {
@@ -73,6 +78,7 @@ record's key) and by node. Progress goes to standard error.`,
 	p.Int64Var(&f.limit, "limit", 0, "at most so many records (0: all)")
 	p.StringVar(&f.format, "format", "ndjson", "ndjson or csv")
 	p.StringVar(&f.out, "out", "", "file to write (default: standard output)")
+	p.BoolVar(&f.corrected, "corrected", false, "correct the times of records that a node wrote while its clock was wrong; --from and --to still mean the times as stored")
 	p.BoolVarP(&f.quiet, "quiet", "q", false, "no progress")
 	return c
 }
@@ -119,6 +125,12 @@ func replay(ctx context.Context, api *client, topic string, f replayFlags, stdou
 		defer func() { err = errors.Join(err, file.Close()) }()
 		out = file
 	}
+	var fix corrections
+	if f.corrected {
+		if fix, err = loadCorrections(ctx, api, topic); err != nil {
+			return err
+		}
+	}
 	resp, err := api.get(ctx, "/api/v1/topics/"+url.PathEscape(topic)+"/records", q)
 	if err != nil {
 		return err
@@ -140,6 +152,11 @@ func replay(ctx context.Context, api *client, topic string, f replayFlags, stdou
 		}
 		if f.node != "" && r.Origin.Node != f.node {
 			return nil
+		}
+		if f.corrected {
+			if line, err = fix.apply(&r, line); err != nil {
+				return err
+			}
 		}
 		if err := sink(line); err != nil {
 			return err

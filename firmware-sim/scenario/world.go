@@ -292,7 +292,7 @@ func (w *world) runNode(ctx context.Context, dir string, fs storage.FS, l *life,
 		}},
 		HTTP:   edge.HTTPConfig{Address: "off"},
 		FS:     fs,
-		Logger: slog.New(w.log).With("who", "node"),
+		Logger: slog.New(w.log).With("who", "node"), ClockSynced: func() bool { return true },
 		PacketConn: func() (net.PacketConn, error) {
 			w.mu.Lock()
 			w.ports++ // every socket from another address, as behind a mobile network

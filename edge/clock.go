@@ -1,0 +1,342 @@
+package edge
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"tailrace/storage"
+	"tailrace/storage/record"
+)
+
+// clockTopic holds the corrections of times that a clock without trust has written:
+// a topic like any other, replicated as data. Its value is a ClockRow.
+const clockTopic = "__tailrace_clock"
+
+// ClockRow says by how much the times of a range of records were wrong. It concerns
+// records whose time is that of their arrival (those without the header
+// "event.time.ns"); the true time is the record's plus DeltaMS. Stored bytes never change.
+type ClockRow struct {
+	Node      string `json:"node"`
+	Boot      string `json:"boot"` // the kernel's boot in which they were written
+	Epoch     string `json:"epoch"`
+	Topic     string `json:"topic"`
+	Partition int    `json:"partition"` // the node's
+	From      int64  `json:"from"`
+	To        int64  `json:"to"` // exclusive
+	DeltaMS   int64  `json:"delta_ms"`
+	// Unknown: the machine was switched off before the time was known. Nothing can be
+	// said but that the times are not to be trusted.
+	Unknown bool  `json:"unknown,omitempty"`
+	At      int64 `json:"at"` // ms since 1970, when it was found
+}
+
+const (
+	clockTick     = time.Second
+	stepThreshold = time.Second      // of the wall clock against the monotonic one
+	hubTrust      = 2 * time.Second  // a clock so near to the hub's is right
+	rowInterval   = time.Minute      // while the clock stays wrong and the hub knows better
+	noteInterval  = time.Hour        // how often the last known time is written
+	hubSettle     = 45 * time.Second // after a step, until the hub's offset is measured anew (heartbeats are 15 s apart)
+	maxSpans      = 64               // kept while the time is not known
+	clockKey      = "clock"          // of a KindMeta entry
+)
+
+// clockSpan is a stretch in which wall and monotonic clock went together.
+type clockSpan struct {
+	Boot    string                        `json:"boot"`
+	Shift   time.Duration                 `json:"shift"`   // wall minus monotonic
+	From    map[storage.PartitionID]int64 `json:"from"`    // first offsets written in it
+	Trusted bool                          `json:"trusted"` // its times are right
+}
+
+// clockState is the durable part.
+type clockState struct {
+	Spans []clockSpan `json:"spans"` // not settled, oldest first; the last one is now
+	Known int64       `json:"known"` // ms since 1970: a time that has certainly passed
+}
+
+// clock watches the wall clock. A board without a battery starts in 1970, or where it
+// was switched off, and is set later, or never: then only the hub knows the time.
+type clock struct {
+	node   string
+	wall   func() time.Time
+	mono   func() time.Duration         // goes on over restarts of the process, not of the machine
+	boot   string                       // the kernel's
+	synced func() bool                  // the kernel says that somebody keeps the clock
+	offset func() (time.Duration, bool) // hub's clock minus ours, when measured
+	store  *storage.Store
+	logger *slog.Logger
+	made   func() // called after the topic was made; nil = nobody to tell
+
+	mu      sync.Mutex // guards the fields below
+	st      clockState
+	trusted bool
+	seen    map[storage.PartitionID]int64 // next offsets at the last look
+	stepAt  time.Duration                 // monotonic, when the wall clock was set last; 0 = never
+	rowsAt  time.Duration                 // of the last rows
+	notedAt time.Duration
+}
+
+func (c *clock) nexts() map[storage.PartitionID]int64 {
+	out := map[storage.PartitionID]int64{}
+	for _, t := range c.store.Topics() {
+		if t.Name() == clockTopic {
+			continue
+		}
+		for _, p := range t.Partitions() {
+			if n := p.Next(); n > 0 {
+				out[p.ID()] = n
+			}
+		}
+	}
+	return out
+}
+
+// load reads what is known from earlier starts, and begins a span.
+func (c *clock) load() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if v, ok := c.store.State(storage.KindMeta, clockKey); ok {
+		if err := json.Unmarshal(v, &c.st); err != nil {
+			c.logger.Warn("what was known of the clock is not understood and is forgotten", "err", err)
+			c.st = clockState{}
+		}
+	}
+	c.seen = c.nexts()
+	c.trusted = c.kernelTrust()
+	shift := time.Duration(c.wall().UnixNano()) - c.mono()
+	if n := len(c.st.Spans); n > 0 && c.st.Spans[n-1].Boot == c.boot && near(c.st.Spans[n-1].Shift, shift) {
+		return // the process was started again
+	}
+	c.begin(shift, c.seen)
+	if len(c.st.Spans) > 1 || !c.trusted { // else there is nothing to remember
+		c.save()
+	}
+}
+
+func near(a, b time.Duration) bool { return (a - b).Abs() < stepThreshold }
+
+// kernelTrust: a clock before a time that has passed is wrong, whoever keeps it.
+func (c *clock) kernelTrust() bool { return c.synced() && c.wall().UnixMilli() >= c.st.Known }
+
+// begin starts a span at the offsets given.
+func (c *clock) begin(shift time.Duration, from map[storage.PartitionID]int64) {
+	c.st.Spans = append(c.st.Spans, clockSpan{Boot: c.boot, Shift: shift, From: from, Trusted: c.trusted})
+	if n := len(c.st.Spans) - maxSpans; n > 0 {
+		c.st.Spans = c.st.Spans[n:]
+	}
+}
+
+// look is called every clockTick. It finds steps, and settles what is known.
+func (c *clock) look() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	mono := c.mono()
+	shift := time.Duration(c.wall().UnixNano()) - mono
+	now := c.nexts()
+	cur := &c.st.Spans[len(c.st.Spans)-1]
+	if !near(cur.Shift, shift) {
+		old := cur.Shift
+		c.logger.Warn("the wall clock was set", "by", (shift - old).String())
+		c.trusted, c.stepAt = c.kernelTrust(), mono
+		c.begin(shift, c.boundary(now, time.UnixMilli(int64((old+mono)/time.Millisecond)), time.UnixMilli(int64((shift+mono)/time.Millisecond))))
+		c.save()
+		cur = &c.st.Spans[len(c.st.Spans)-1]
+	}
+	// What is the time? The kernel's when it is kept; else the hub's, when it was asked.
+	truth, known := shift, c.kernelTrust()
+	if !known && (c.stepAt == 0 || mono-c.stepAt > hubSettle) {
+		if off, ok := c.offset(); ok {
+			truth, known = shift+off, true
+		}
+	}
+	was := c.trusted
+	c.trusted = known && (truth-shift).Abs() < hubTrust
+	if c.trusted {
+		cur.Trusted = true
+	}
+	if c.trusted != was {
+		c.logger.Info("trust in the wall clock", "trusted", c.trusted, "time", c.wall().UTC())
+	}
+	if known {
+		c.settle(truth, mono, now)
+	}
+	c.seen = now
+}
+
+// settle writes the rows of everything before now, and notes the time.
+func (c *clock) settle(truth, mono time.Duration, now map[storage.PartitionID]int64) {
+	last := c.st.Spans[len(c.st.Spans)-1]
+	if len(c.st.Spans) == 1 && last.Trusted || !c.trusted && len(c.st.Spans) == 1 && mono-c.rowsAt < rowInterval && c.rowsAt > 0 {
+		if c.trusted && (c.notedAt == 0 || mono-c.notedAt >= noteInterval) {
+			c.notedAt, c.st.Known = mono, int64((truth+mono)/time.Millisecond)
+			c.save()
+		}
+		return
+	}
+	var rows []ClockRow
+	for i, s := range c.st.Spans {
+		to := now
+		if i+1 < len(c.st.Spans) {
+			to = c.st.Spans[i+1].From
+		}
+		delta := truth - s.Shift
+		if s.Trusted || s.Boot == c.boot && delta.Abs() < stepThreshold {
+			continue
+		}
+		rows = append(rows, c.rows(s, to, delta, time.UnixMilli(int64((truth+mono)/time.Millisecond)))...)
+	}
+	before := c.st
+	c.rowsAt, c.notedAt = mono, mono
+	c.st.Known = int64((truth + mono) / time.Millisecond)
+	c.st.Spans = []clockSpan{{Boot: c.boot, Shift: last.Shift, From: now, Trusted: c.trusted}}
+	if err := c.write(rows); err != nil {
+		c.logger.Warn("corrections of times cannot be written now", "err", err)
+		c.st = before // tried again
+		return
+	}
+	if len(rows) > 0 {
+		c.logger.Warn("times of records were wrong; the corrections are on topic "+clockTopic, "ranges", len(rows), "delta_of_the_first", time.Duration(rows[0].DeltaMS)*time.Millisecond)
+	}
+}
+
+// rows are those of one span, by partition and epoch.
+func (c *clock) rows(s clockSpan, to map[storage.PartitionID]int64, delta time.Duration, at time.Time) []ClockRow {
+	var out []ClockRow
+	epochs := c.store.Epochs()
+	for _, t := range c.store.Topics() {
+		for _, p := range t.Partitions() {
+			for k := range epochs {
+				from, end := span(epochs, k, p)
+				if from, end = max(from, s.From[p.ID()]), min(end, to[p.ID()]); from >= end {
+					continue
+				}
+				r := ClockRow{Node: c.node, Boot: s.Boot, Epoch: hex.EncodeToString(epochs[k].ID[:]), Topic: t.Name(), Partition: p.Index(), From: from, To: end, At: at.UnixMilli()}
+				if r.Unknown = s.Boot != c.boot; !r.Unknown {
+					r.DeltaMS = delta.Milliseconds()
+				}
+				out = append(out, r)
+			}
+		}
+	}
+	return out
+}
+
+// write makes rows and state durable in one step.
+func (c *clock) write(rows []ClockRow) error {
+	a := c.store.NewAppend("")
+	if len(rows) > 0 {
+		t, ok := c.store.Topic(clockTopic)
+		if !ok {
+			var err error
+			if t, err = c.store.CreateTopic(clockTopic, storage.TopicConfig{Partitions: 1}); err != nil && !errors.Is(err, storage.ErrExists) {
+				return fmt.Errorf("make topic %s: %w", clockTopic, err)
+			}
+			if t, ok = c.store.Topic(clockTopic); !ok {
+				return fmt.Errorf("topic %s is gone", clockTopic)
+			}
+			if c.made != nil {
+				c.made()
+			}
+		}
+		for _, r := range rows {
+			v, err := json.Marshal(r)
+			if err != nil {
+				return err
+			}
+			if err := a.Record(t.Partition(0), r.At, []byte(c.node), v, nil); err != nil {
+				return err
+			}
+		}
+	}
+	v, err := json.Marshal(c.st)
+	if err != nil {
+		return err
+	}
+	a.Set(storage.KindMeta, clockKey, v)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	return c.store.Commit(ctx, a)
+}
+
+func (c *clock) save() {
+	if err := c.write(nil); err != nil {
+		c.logger.Warn("the state of the clock is not saved", "err", err)
+	}
+}
+
+// boundary finds, among what was written since the last look, where the new time
+// begins: the first record of a partition that is nearer to it than to the old one.
+func (c *clock) boundary(now map[storage.PartitionID]int64, old, fresh time.Time) map[storage.PartitionID]int64 {
+	out := map[storage.PartitionID]int64{}
+	middle := old.UnixMilli()/2 + fresh.UnixMilli()/2
+	for id, next := range now {
+		out[id] = next
+		p, ok := c.store.PartitionByID(id)
+		if !ok {
+			continue
+		}
+		for off := max(c.seen[id], p.Start()); off < min(next, p.HighWatermark()); {
+			b, n, err := p.Read(nil, off, 1<<20)
+			if err != nil || n <= off {
+				break
+			}
+			off = n
+			for len(b) > 0 {
+				var batch record.Batch
+				if batch, b, err = record.Next(b); err != nil {
+					break
+				}
+				for it := batch.Iter(nil); it.Next(); {
+					r := it.Record()
+					if r.Offset >= c.seen[id] && (r.Timestamp > middle) == (fresh.UnixMilli() > middle) && r.Offset < out[id] && !hasEventTime(r) {
+						out[id] = r.Offset
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
+func hasEventTime(r *record.Record) bool {
+	for _, h := range r.Headers {
+		if h.Key == headerEventNanos {
+			return true
+		}
+	}
+	return false
+}
+
+// isTrusted is what the node tells the hub.
+func (c *clock) isTrusted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.trusted
+}
+
+// known is a time that has certainly passed, for certificates.
+func (c *clock) known() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.UnixMilli(c.st.Known)
+}
+
+func (c *clock) run(ctx context.Context) {
+	t := time.NewTicker(clockTick)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			c.look()
+		}
+	}
+}
