@@ -54,10 +54,14 @@ func Run(ctx context.Context, c Config) Result {
 	a := &attack{Config: c}
 	var wg sync.WaitGroup
 	for range c.Idle {
-		wg.Go(func() { a.again(ctx, silent, 5*time.Second, func(nc net.Conn) { a.hold(ctx, nc, &a.idle, &a.idleMax, 0) }) })
+		wg.Go(func() {
+			a.again(ctx, silent, 5*time.Second, func(nc net.Conn) { a.hold(ctx, nc, &a.idle, &a.idleMax, 0) })
+		})
 	}
 	for range c.Slow {
-		wg.Go(func() { a.again(ctx, silent, 5*time.Second, func(nc net.Conn) { a.hold(ctx, nc, &a.slow, &a.slowMax, time.Second) }) })
+		wg.Go(func() {
+			a.again(ctx, silent, 5*time.Second, func(nc net.Conn) { a.hold(ctx, nc, &a.slow, &a.slowMax, time.Second) })
+		})
 	}
 	a.rate(ctx, &wg, c.BadLogins, func(n int64) {
 		a.once(ctx, outside, func(nc net.Conn) {
@@ -94,7 +98,9 @@ func Run(ctx context.Context, c Config) Result {
 		if c.Topics == 0 {
 			break
 		}
-		wg.Go(func() { a.again(ctx, inside, 500*time.Millisecond, func(nc net.Conn) { a.flood(ctx, nc, f, c.Topics/flooders) }) })
+		wg.Go(func() {
+			a.again(ctx, inside, 500*time.Millisecond, func(nc net.Conn) { a.flood(ctx, nc, f, c.Topics/flooders) })
+		})
 	}
 	wg.Wait()
 	return Result{a.idleMax.Load(), a.slowMax.Load(), a.badLogins.Load(), a.letIn.Load(), a.topics.Load(), a.ids.Load(), a.claims.Load(), a.fail.Load()}
