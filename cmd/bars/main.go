@@ -40,6 +40,7 @@ type group struct {
 var groups = []group{
 	{"size", binarySize},
 	{"memory", memory},
+	{"clients", idleClients},
 	{"ingest", ingest},
 	{"latency", ackLatency},
 	{"end-to-end", endToEnd},

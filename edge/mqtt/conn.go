@@ -40,6 +40,7 @@ type conn struct {
 	recvMax    int32         // 0 = no limit (3.x)
 	willExpiry uint32
 	pace       pace
+	grown      bool // the stack, by a SUBSCRIBE
 
 	// in guards what the reader shares with the timer that ends a line-up.
 	in        sync.Mutex
@@ -144,9 +145,22 @@ func (c *conn) enter() (ok bool) {
 
 // run reads until the connection ends. Few and small frames below it.
 func (c *conn) run() {
-	defer c.end()
+	if c.serve() {
+		go c.run()
+	} else {
+		c.end()
+	}
+}
+
+// serve reports whether the connection goes on, with a small stack.
+func (c *conn) serve() (again bool) {
 	defer c.srv.recovered(c)
-	c.stop(c.causeOf(c.loop()))
+	err := c.loop()
+	if err == errStack {
+		return true
+	}
+	c.stop(c.causeOf(err))
+	return false
 }
 
 // end is the last thing of every connection.
@@ -195,6 +209,7 @@ var (
 	errClean    = errors.New("client disconnected")
 	errWithWill = errors.New("client disconnected with its will")
 	errRefused3 = errors.New("publish refused, which MQTT 3 cannot say")
+	errStack    = errors.New("stack has grown")
 	errLogin    = errors.New("login refused")
 )
 
@@ -272,6 +287,10 @@ func (c *conn) loop() error {
 				c.readBy = by.Add(c.keepAlive / 4)
 				c.setReadDeadline(c.readBy)
 			}
+		}
+		if c.grown { // as start: a client that subscribes and then waits is the usual one
+			c.grown = false
+			return errStack
 		}
 		if err := c.fill(); err != nil {
 			return err

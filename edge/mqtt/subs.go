@@ -186,6 +186,7 @@ const maxFilterBytes = 2048
 
 // subscribe answers a SUBSCRIBE. Caller holds c.in.
 func (c *conn) subscribe(head byte, body []byte) error {
+	c.grown = true
 	l := &c.srv.cfg.Limits
 	var s packet.Subscribe
 	if err := packet.ReadSubscribe(head, body, packet.Version(c.Version), &s, 1024); err != nil {
