@@ -53,6 +53,7 @@ type hubSession struct {
 	closed    bool
 	idle      chan struct{} // closed when closed and pending is 0
 	grown     int64         // taken of the global budget
+	flow      [wire.Lanes]flow
 	conns     []carrier
 	status    wire.Status
 	forked    []wire.Fork

@@ -111,16 +111,34 @@ func (hs *hubSession) readStream(st io.Reader) error {
 	}
 }
 
-// take gives a frame to the Receiver and what it delivers to the appender. The limit
-// of a lane that is half used grows, while the hub's budget lasts.
+// flow tells when a lane's limit is what bounds its rate: half of it in two round trips.
+type flow struct {
+	since time.Time
+	bytes int64
+}
+
+func (f *flow) add(n, limit int64, rtt time.Duration, now time.Time) bool {
+	if now.Sub(f.since) > 2*rtt {
+		f.since, f.bytes = now, 0
+	}
+	f.bytes += n
+	return f.bytes > limit/2
+}
+
+// take gives a frame to the Receiver and what it delivers to the appender. The limit of
+// a lane grows when it is half used, or bounds the rate, while the hub's budget lasts.
 func (hs *hubSession) take(lane wire.Lane, h wire.FrameHeader, batches, buf []byte) error {
+	rtt := max(hs.conn.ConnectionStats().SmoothedRTT, 2*time.Millisecond)
 	hs.mu.Lock()
 	var used bool
 	var err error
 	hs.deliver, used, err = hs.recv.Frame(hs.deliver, lane, h, batches, buf)
 	grew := false
 	limit, out := hs.recv.Limit(lane)
-	if top := hs.s.cfg.Credit[lane]; out > limit/2 && limit < top {
+	busy := hs.flow[lane].add(int64(len(batches)), limit, rtt, time.Now())
+	// On the wire at most about 256 KiB: more would only stand in the link's queue.
+	busy = busy && limit*hs.wireBytes.Load() < firstCredit[wire.LaneBulk]*hs.raw.Load()
+	if top := hs.s.cfg.Credit[lane]; (busy || out > limit/2) && limit < top {
 		n := min(limit, top-limit)
 		if grew = hs.s.reserve(n); grew {
 			hs.grown += n

@@ -49,6 +49,7 @@ type pacer struct {
 	yieldTo  time.Time
 	longTo   time.Time // since when the queue is long: zero = it is not
 	longRate float64
+	longest  time.Duration
 	limitedA time.Time // when somebody waited last
 }
 
@@ -146,6 +147,9 @@ func (p *pacer) control(now time.Time) {
 	if p.rate > 0 {
 		window = max(window, min(time.Duration(20*1200/p.rate*1e9), time.Second))
 	}
+	if p.rate == 0 { // a start doubles every round trip
+		window = 50 * time.Millisecond
+	}
 	p.observe(now, s)
 	if elapsed < window {
 		return
@@ -155,15 +159,19 @@ func (p *pacer) control(now time.Time) {
 		base = b
 	}
 	q := max(0, s.smoothed-base)
+	if p.rate == 0 { // the average lags behind
+		q = max(q, s.latest-base)
+	}
 	grew := q - p.queue
-	capacity := float64(p.written) / max(elapsed+grew, elapsed/2).Seconds()
+	capacity := float64(p.written) / max(elapsed+grew, elapsed*9/10).Seconds()
 	limited, written := p.limited, p.written
 	p.at, p.written, p.limited, p.queue, p.peak = now, 0, false, q, max(p.peak, q)
 	if written == 0 {
 		return
 	}
 	target := pacerTarget + min(2*max(0, s.jitter-5*time.Millisecond), 100*time.Millisecond)
-	adjust := 1 + (target-q).Seconds()/(5*max(s.smoothed, 20*time.Millisecond)).Seconds()
+	loop := 5 * max(s.smoothed, 20*time.Millisecond)
+	adjust := 1 + (target-q).Seconds()/loop.Seconds()
 	switch {
 	case p.rate == 0:
 		if q > target {
@@ -207,10 +215,11 @@ func (p *pacer) notOurs(now time.Time, q, target time.Duration) {
 		p.longTo = time.Time{}
 		return
 	}
-	if p.longTo.IsZero() {
-		p.longTo, p.longRate = now, p.rate
+	if p.longTo.IsZero() || q < p.longest*3/4 { // it follows
+		p.longTo, p.longRate, p.longest = now, p.rate, q
 	}
-	if now.Sub(p.longTo) > 5*time.Second && p.rate < p.longRate/2 {
+	p.longest = max(p.longest, q)
+	if now.Sub(p.longTo) > 10*time.Second && p.rate < p.longRate/2 {
 		p.yieldTo, p.longTo, p.rate = now.Add(pacerYield), time.Time{}, p.longRate
 	}
 }
