@@ -14,8 +14,9 @@ type topicEntry struct {
 	name   string
 	bytes  []byte
 	hash   uint64
-	err    error // publishes to it are refused
-	route  any   // the backend's
+	err    error  // publishes to it are refused
+	birth  string // where a Sparkplug BIRTH is kept, "" = it is none
+	route  any    // the backend's
 	gen    uint64
 	direct []target // subscribers as of gen
 	shared []*group
@@ -68,7 +69,7 @@ func (c *conn) topic() (*topicEntry, error) {
 }
 
 func (c *conn) newTopic(name string) *topicEntry {
-	e := &topicEntry{name: name, bytes: []byte(name), hash: hash64(0, []byte(name)), err: c.srv.checkTopic(name)}
+	e := &topicEntry{name: name, bytes: []byte(name), hash: hash64(0, []byte(name)), err: c.srv.checkTopic(name), birth: certificate(name)}
 	t := &c.topics
 	if t.last == nil {
 		return e
@@ -92,7 +93,7 @@ func (s *Server) checkTopic(name string) error {
 	switch {
 	case !topic.ValidName(name):
 		return &ReasonError{packet.TopicNameInvalid, "topic name not valid or too deep"}
-	case name == "$SYS" || strings.HasPrefix(name, "$SYS/") || strings.HasPrefix(name, "$share/"):
+	case name == "$SYS" || strings.HasPrefix(name, "$SYS/") || strings.HasPrefix(name, "$share/") || strings.HasPrefix(name, certificates):
 		return &ReasonError{packet.NotAuthorized, "topic is the server's"}
 	}
 	return nil
@@ -189,6 +190,9 @@ func (c *conn) store(p *packet.Publish, e *topicEntry, now time.Time) error {
 		if persistent {
 			b.delta = appendQoS2(b.window(), opReceived, p.ID)
 		}
+	}
+	if !known && e.birth != "" {
+		c.keepBirth(b, p, e, now)
 	}
 	if !known && (p.Retain || s.subs.count.Load() > 0) {
 		c.fanOut(b, p, e, now)
