@@ -19,7 +19,7 @@ func readings(n, records int) (out []frame) {
 		var p []byte
 		for j := range records {
 			power += rng.NormFloat64()
-			v := fmt.Appendf(nil, `{"id":"T%02d","ts":%d,"power":%.1f,"state":"run"}`, j%3, 1_700_000_000_000+i*1000, power)
+			v := fmt.Appendf(nil, `{"id":"T%02d","ts":%d,"power":%.1f,"state":"run"}`, j%3, 1_700_000_000_000+int64(i)*1000, power)
 			r := binary.AppendVarint([]byte{0}, 0)
 			r = binary.AppendVarint(r, int64(j))
 			r = append(binary.AppendVarint(r, 3), fmt.Sprintf("T%02d", j%3)...)
