@@ -234,8 +234,7 @@ func (c *clock) write(rows []ClockRow) error {
 	if len(rows) > 0 {
 		t, ok := c.store.Topic(clockTopic)
 		if !ok {
-			var err error
-			if t, err = c.store.CreateTopic(clockTopic, storage.TopicConfig{Partitions: 1}); err != nil && !errors.Is(err, storage.ErrExists) {
+			if _, err := c.store.CreateTopic(clockTopic, storage.TopicConfig{Partitions: 1}); err != nil && !errors.Is(err, storage.ErrExists) {
 				return fmt.Errorf("make topic %s: %w", clockTopic, err)
 			}
 			if t, ok = c.store.Topic(clockTopic); !ok {
