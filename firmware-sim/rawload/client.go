@@ -31,10 +31,12 @@ type client struct {
 	head, next uint64
 	sentAt     []int64 // by sequence modulo len; nanoseconds since base
 	early      []bool  // acknowledged before an older one
+	received   []bool  // QoS 2: the server has answered PUBREC, PUBCOMP is open; by sequence modulo len
 	base       time.Time
 	window     int
 
 	wbuf   []byte
+	rels   []byte // PUBRELs to write
 	hashes []uint32
 	rbuf   [maxInbound]byte
 	have   int // bytes in rbuf
@@ -67,6 +69,7 @@ func (c *client) run(send, hard context.Context, ready func()) error {
 				case <-c.l.started:
 				case <-hard.Done():
 				}
+				c.base = time.Now() // Rate counts from here, not from the dial
 			}
 			backOff = c.c.BackOffMin
 			err = c.serve(send, hard, conn, present, wasFirst)
@@ -175,6 +178,9 @@ func (c *client) serve(send, hard context.Context, conn net.Conn, present, first
 			if err := c.parse(); err != nil {
 				return err
 			}
+			if err := c.release(conn); err != nil {
+				return err
+			}
 		}
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return fmt.Errorf("connection lost: %w", err)
@@ -198,12 +204,16 @@ func (c *client) resume(conn net.Conn, present, first bool) error {
 		// The device keeps no session: what was in flight stays unknown.
 		c.head = c.next
 		clear(c.early)
+		clear(c.received)
 		return nil
 	}
-	c.wbuf = c.wbuf[:0]
+	c.wbuf, c.rels = c.wbuf[:0], c.rels[:0]
 	now := int64(time.Since(c.base))
 	for seq := c.head; seq < c.next; seq++ {
-		if c.early[seq%uint64(len(c.early))] {
+		if slot := seq % uint64(len(c.early)); c.early[slot] {
+			continue
+		} else if c.received[slot] {
+			c.wbuf = appendPubrel(c.wbuf, packetID(seq)) // the message itself is never sent again, MQTT 5, 4.3.3
 			continue
 		}
 		c.wbuf, _ = c.make.append(c.wbuf, seq, present) // DUP only within the session, MQTT 5, 4.4
@@ -287,19 +297,23 @@ func (c *client) parse() error {
 		}
 		b = rest
 		switch typ {
-		case typePuback:
+		case typePuback, typePubrec, typePubcomp:
 			if len(body) < 2 {
-				return errors.New("server sent a PUBACK without packet id")
+				return fmt.Errorf("server sent packet type %#x without packet id", typ)
 			}
 			seq, ok := c.inFlight(binary.BigEndian.Uint16(body))
-			if !ok {
-				return fmt.Errorf("server acknowledged packet id %d, which is not in flight", binary.BigEndian.Uint16(body))
+			if !ok || typ == typePubcomp && !c.received[seq%uint64(len(c.early))] || (typ == typePuback) != (c.c.QoS == 1) {
+				return fmt.Errorf("server acknowledged packet id %d by packet type %#x, which is not in flight", binary.BigEndian.Uint16(body), typ)
 			}
 			slot := seq % uint64(len(c.early))
-			if len(body) > 2 && body[2] >= 0x80 {
+			again := c.received[slot] // the message is the server's, and counted
+			refused := typ != typePubcomp && len(body) > 2 && body[2] >= 0x80
+			switch {
+			case typ == typePubcomp:
+			case refused && !again:
 				c.session.Refused(seq, 1)
 				c.l.refused.Add(1)
-			} else {
+			case !again:
 				if run > 0 && seq != runFrom+uint64(run) {
 					flush()
 				}
@@ -310,7 +324,12 @@ func (c *client) parse() error {
 				acked++
 				c.hist.Add(time.Duration(now-c.sentAt[slot]), 1)
 			}
-			c.early[slot] = true
+			if typ == typePubrec && !refused {
+				c.received[slot] = true
+				c.rels = appendPubrel(c.rels, packetID(seq))
+				continue
+			}
+			c.early[slot], c.received[slot] = true, false
 			for c.head < c.next && c.early[c.head%uint64(len(c.early))] {
 				c.early[c.head%uint64(len(c.early))] = false
 				c.head++
@@ -326,6 +345,19 @@ func (c *client) parse() error {
 			return fmt.Errorf("server sent packet type %#x to a publisher", typ)
 		}
 	}
+}
+
+// release writes the PUBRELs that are due.
+func (c *client) release(conn net.Conn) error {
+	if len(c.rels) == 0 {
+		return nil
+	}
+	_, err := conn.Write(c.rels)
+	c.rels = c.rels[:0]
+	if err != nil {
+		return fmt.Errorf("connection lost: %w", err)
+	}
+	return nil
 }
 
 // inFlight finds the sequence of a packet id in [head, next).

@@ -27,7 +27,8 @@ type Config struct {
 	Dial func(ctx context.Context) (net.Conn, error)
 
 	Version byte // MQTT: 4 = 3.1.1 (default), 5
-	QoS     byte // 0 or 1
+	QoS     byte // 0, 1 or 2 (2: PUBREC counts as the acknowledgement, from there on the message is the server's)
+	Retain  bool // publish retained messages
 	Clients int  // connections; default 1, at most 100,000
 	Window  int  // publishes in flight a client; default 20, at most 60,000
 
@@ -117,8 +118,8 @@ func (c Config) validate() error {
 	if c.Version != 4 && c.Version != 5 {
 		bad("MQTT version %d: 4 (3.1.1) or 5", c.Version)
 	}
-	if c.QoS > 1 {
-		bad("qos %d: 0 or 1", c.QoS)
+	if c.QoS > 2 {
+		bad("qos %d: 0 to 2", c.QoS)
 	}
 	if c.Clients < 1 || c.Clients > 100_000 {
 		bad("%d clients: 1 to 100000", c.Clients)

@@ -101,7 +101,7 @@ func (l *Load) Run(ctx context.Context) (Result, error) {
 			make: newPayloads(&l.c, id, topic), session: l.c.Ledger.Session(topic, l.c.Boot)}
 		c.size = len(c.make.template) - c.make.at.payload
 		c.sentAt = make([]int64, l.c.Window)
-		c.early = make([]bool, l.c.Window)
+		c.early, c.received = make([]bool, l.c.Window), make([]bool, l.c.Window)
 		clients[i] = c
 		ready.Add(1)
 		all.Go(func() { c.err = c.run(send, hard, ready.Done) })

@@ -12,6 +12,8 @@ import (
 const (
 	typeConnack    = 0x20
 	typePuback     = 0x40
+	typePubrec     = 0x50
+	typePubcomp    = 0x70
 	typePingresp   = 0xd0
 	typeDisconnect = 0xe0
 )
@@ -61,6 +63,11 @@ func connectPacket(c *Config, clientID string) []byte {
 		body = appendString(body, c.Password)
 	}
 	return append(appendVarint([]byte{0x10}, len(body)), body...)
+}
+
+// appendPubrel: MQTT 3.1.1 and 5, 3.6.
+func appendPubrel(b []byte, pid uint16) []byte {
+	return binary.BigEndian.AppendUint16(append(b, 0x62, 2), pid)
 }
 
 // errIncomplete: more bytes are needed.
@@ -231,7 +238,11 @@ func (p *payloads) build(dst []byte, seq uint64, body []byte) []byte {
 	if p.c.Version == 5 {
 		n++
 	}
-	dst = appendVarint(append(dst, 0x30|p.c.QoS<<1), n)
+	first := 0x30 | p.c.QoS<<1
+	if p.c.Retain {
+		first |= 1
+	}
+	dst = appendVarint(append(dst, first), n)
 	dst = append(dst, p.topic...)
 	if p.c.QoS > 0 {
 		dst = binary.BigEndian.AppendUint16(dst, packetID(seq))

@@ -27,7 +27,7 @@ import (
 )
 
 var (
-	kills = flag.Int("kills", envInt("TAILRACE_KILLS", 20), "how often a daemon is killed; 200 is the long form (TAILRACE_KILLS)")
+	kills = flag.Int("kills", envInt("TAILRACE_KILLS", 100), "how often a daemon is killed; 1000 is the long form, make crash (TAILRACE_KILLS)")
 	seed  = flag.Uint64("kill-seed", uint64(envInt("TAILRACE_KILL_SEED", 0)), "seed of victims and moments; 0 draws one")
 )
 
@@ -38,9 +38,10 @@ func envInt(name string, def int) int {
 	return def
 }
 
-// Node, hub or both are killed with SIGKILL at random moments while devices send with
-// QoS 1 on persistent sessions, re-sending with DUP what was not acknowledged. At the end
-// a Kafka consumer has every acknowledged record once, in order per device and topic.
+// Node, hub or both are killed with SIGKILL at random moments while devices of both MQTT
+// versions send with QoS 1 and 2 on persistent sessions, re-sending with DUP what was not
+// acknowledged. At the end a Kafka consumer has every acknowledged record once, in order
+// per device and topic. In CI this is the one run of 100 kills for the whole product.
 func TestKillNodeAndHubLosesAndDoublesNothing(t *testing.T) {
 	n := *kills
 	if testing.Short() {
@@ -80,16 +81,15 @@ func TestKillNodeAndHubLosesAndDoublesNothing(t *testing.T) {
 	loads, results := startLoads(t, ctx, s, book)
 	victims := killAtRandom(t, s, loads, n, rand.New(rand.NewPCG(*seed, 1)))
 	stop() // the devices wait for their last acknowledgements, then end
-	var acked, resent int64
 	for _, r := range results() {
-		t.Logf("mqtt %d: %d published, %d acked, %d resent, %d reconnects, %d sessions lost", r.Version, r.Published, r.Acked, r.Resent, r.Reconnects, r.SessionsLost)
-		if r.SessionsLost != 0 || r.Failed != 0 || r.Refused != 0 {
-			t.Errorf("mqtt %d: %d sessions forgotten by the node, %d devices failed (%s), %d publishes refused", r.Version, r.SessionsLost, r.Failed, r.FirstError, r.Refused)
+		t.Logf("mqtt %d qos %d: %d published, %d acked, %d resent, %d reconnects, %d sessions lost", r.Version, r.QoS, r.Published, r.Acked, r.Resent, r.Reconnects, r.SessionsLost)
+		if r.SessionsLost != 0 || r.Failed != 0 || r.Refused != 0 || r.Acked != r.Published {
+			t.Errorf("mqtt %d qos %d: %d sessions forgotten by the node, %d devices failed (%s), %d publishes refused, %d of %d acknowledged",
+				r.Version, r.QoS, r.SessionsLost, r.Failed, r.FirstError, r.Refused, r.Acked, r.Published)
 		}
-		acked, resent = acked+r.Acked, resent+r.Resent
-	}
-	if acked == 0 || resent == 0 {
-		t.Fatalf("%d acknowledged, %d resent: the kills did not meet the load", acked, resent)
+		if r.Acked == 0 || n >= 20 && r.Resent == 0 {
+			t.Errorf("mqtt %d qos %d: %d acknowledged, %d resent: the kills did not meet the load", r.Version, r.QoS, r.Acked, r.Resent)
+		}
 	}
 	t.Logf("killed: %v", victims)
 	for _, p := range []*proc{s.node, s.hub} {
@@ -110,19 +110,20 @@ func TestKillNodeAndHubLosesAndDoublesNothing(t *testing.T) {
 	}
 }
 
-// startLoads puts devices on the node: MQTT 3.1.1 and 5, persistent sessions, window 20.
+// startLoads puts devices on the node: MQTT 3.1.1 and 5, QoS 1 and 2, persistent sessions, window 20.
 func startLoads(t *testing.T, ctx context.Context, s *site, book *ledger.Book) ([]*rawload.Load, func() []rawload.Result) {
 	t.Helper()
 	var loads []*rawload.Load
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var out []rawload.Result
-	for _, version := range []byte{4, 5} {
+	for k := range 4 {
+		version, qos := byte(4+k%2), byte(1+k/2)
 		l, err := rawload.New(rawload.Config{
-			Dial: rawload.DialTCP(s.mqtt, nil), Version: version, QoS: 1, Clients: 8, Window: 20, Rate: 1500,
-			ClientPrefix: fmt.Sprintf("v%d", version), Topic: fmt.Sprintf("site/v%d/{client}/telemetry", version),
+			Dial: rawload.DialTCP(s.mqtt, nil), Version: version, QoS: qos, Clients: 4, Window: 20, Rate: 750,
+			ClientPrefix: fmt.Sprintf("v%dq%d", version, qos), Topic: fmt.Sprintf("site/v%dq%d/{client}/telemetry", version, qos),
 			Reconnect: true, BackOffMin: 10 * time.Millisecond, BackOffMax: 100 * time.Millisecond,
-			Drain: 30 * time.Second, Ledger: book, Seed: *seed + uint64(version),
+			Drain: 30 * time.Second, Ledger: book, Seed: *seed + uint64(k),
 		})
 		if err != nil {
 			t.Fatal(err)
