@@ -6,7 +6,7 @@ import "fmt"
 func (s *Sender) String() string {
 	out := fmt.Sprintf("outstanding %d sent %v credit %v failed %d checks %d;", s.outstanding, s.sent, s.credit, len(s.failed), len(s.checks))
 	for l := range s.ready {
-		out += fmt.Sprintf(" lane %d: %d ready %d resend;", l, len(s.ready[l]), len(s.resend[l]))
+		out += fmt.Sprintf(" lane %d: %d ready %d resend;", l, s.ready[l].len(), len(s.resend[l]))
 	}
 	for _, w := range s.wants {
 		out += fmt.Sprintf(" want %d of %s/%d: state %d lane %s at %d of [..,%d) node next %d, %d in flight;", w.id, w.part.name.topic, w.part.name.index, w.state, w.lane, w.pos, w.end, w.part.next, len(w.flight))

@@ -57,19 +57,28 @@ func (l *recvLane) granted() uint64 { return l.returned + uint64(l.limit) }
 type recvPart struct {
 	info   wire.PartitionInfo
 	wants  []*recvWant
-	later  []*wire.Want // in-order: younger epochs, asked for when the older one is complete
+	later  []laterWant  // what waits until the one before is complete
 	forked map[int]bool // by epoch
+	closed bool         // nothing is asked for, nothing is taken
+}
+
+// laterWant waits its turn: younger epochs of an in-order topic, and whatever goes to the
+// companion topic, are asked for one after the other.
+type laterWant struct {
+	want     *wire.Want
+	backfill bool
 }
 
 type recvWant struct {
-	id      uint32
-	part    *recvPart
-	epoch   int
-	wanted  RangeSet // with follow the last range is open
-	next    int64    // first offset wanted and not delivered
-	done    RangeSet // declared lost, or cut out, at or above next
-	held    map[int64]heldFrame
-	ordered bool
+	id       uint32
+	part     *recvPart
+	epoch    int
+	wanted   RangeSet // with follow the last range is open
+	next     int64    // first offset wanted and not delivered
+	done     RangeSet // declared lost, or cut out, at or above next
+	held     map[int64]heldFrame
+	ordered  bool
+	backfill bool // goes to the companion topic
 }
 
 type heldFrame struct {
@@ -128,7 +137,15 @@ func (r *Receiver) Plan(inv wire.Inventory, progress []Progress, mode map[string
 		if x, ok := mode[info.Topic]; ok {
 			m = x
 		}
-		for _, sp := range r.epochs.spans(name{info.Topic, info.Partition}) {
+		p.closed = m == wire.ModeRefused
+		spans := r.epochs.spans(name{info.Topic, info.Partition})
+		newest := -1 // the last span of which records are stored
+		for i, sp := range spans {
+			if k := known[key{name{info.Topic, info.Partition}, r.epochs.id(sp.epoch)}]; k != nil && k.Last != nil {
+				newest = i
+			}
+		}
+		for i, sp := range spans {
 			var held RangeSet
 			var last *wire.Held
 			if k := known[key{name{info.Topic, info.Partition}, r.epochs.id(sp.epoch)}]; k != nil {
@@ -136,14 +153,14 @@ func (r *Receiver) Plan(inv wire.Inventory, progress []Progress, mode map[string
 			}
 			// The node may have missed the acks: it frees by them, so it hears again.
 			r.ack(info.ID, sp.epoch, held)
-			if m == wire.ModeOnDemand {
+			if m == wire.ModeOnDemand || p.closed {
 				continue
 			}
 			missing := held.Missing(sp.from, sp.to)
 			if len(missing) > wire.MaxRanges {
 				missing = append(missing[:wire.MaxRanges-1:wire.MaxRanges-1], missing[len(missing)-1])
 			}
-			r.plan(p, sp, missing, last, m, rate)
+			r.plan(p, sp, missing, last, m, rate, i < newest)
 		}
 		r.ask(p)
 	}
@@ -160,27 +177,65 @@ func (r *Receiver) Plan(inv wire.Inventory, progress []Progress, mode map[string
 	})
 }
 
-func (r *Receiver) plan(p *recvPart, sp span, missing RangeSet, last *wire.Held, m wire.Mode, rate [wire.Lanes]uint64) {
-	w := &wire.Want{Partition: p.info.ID, Epoch: r.epochs.id(sp.epoch), Lane: wire.LaneBulk, CatchUp: wire.LaneBulk, Last: last}
-	if sp.to == Forever {
-		tail := missing[len(missing)-1]
-		w.Follow, w.From, w.Lane = true, tail.From, wire.LaneLive
-		w.Ranges = missing[:len(missing)-1].Clone()
-		if m == wire.ModeLiveFirst && tail.From < p.info.Next {
-			w.Ranges.Add(tail.From, p.info.Next)
-			back := &wire.Want{Partition: w.Partition, Epoch: w.Epoch, Ranges: w.Ranges, Lane: wire.LaneBackfill, CatchUp: wire.LaneBackfill, Rate: rate[wire.LaneBackfill], Last: last}
-			w.Ranges, w.From, w.CatchUp = nil, p.info.Next, wire.LaneLive
-			r.send(p, back, false)
+// smallGap is how many records a live-first topic takes in order before they count as a
+// gap: a reconnect does not scatter a handful of them over two topics.
+const smallGap = 256
+
+// plan makes the Wants of one epoch of a partition. In a topic the offsets of a node only
+// grow: what lies below something that is stored already (above: of a younger epoch) goes
+// to the companion topic, as does the gap of a live-first topic.
+func (r *Receiver) plan(p *recvPart, sp span, missing RangeSet, last *wire.Held, m wire.Mode, rate [wire.Lanes]uint64, above bool) {
+	live := m == wire.ModeLiveFirst
+	open := sp.to == Forever
+	tail := Range{From: Forever, To: Forever}
+	if open {
+		tail = missing[len(missing)-1]
+		missing = missing[:len(missing)-1]
+	}
+	var back, rest RangeSet
+	for _, x := range missing {
+		if live || above || last != nil && x.To <= last.Offset {
+			back = append(back, x)
+		} else {
+			rest = append(rest, x)
 		}
-	} else if w.Ranges = missing; len(missing) == 0 {
-		return // an older epoch that is complete
+	}
+	if live && open && p.info.Next-tail.From > smallGap {
+		back.Add(tail.From, p.info.Next)
+		tail.From = p.info.Next
+	}
+	if len(back) > 0 {
+		lane := wire.LaneBulk
+		if live {
+			lane = wire.LaneBackfill
+		}
+		p.later = append(p.later, laterWant{&wire.Want{Partition: p.info.ID, Epoch: r.epochs.id(sp.epoch), Ranges: back, Lane: lane, CatchUp: lane, Rate: rate[lane], Last: last}, true})
+	}
+	w := &wire.Want{Partition: p.info.ID, Epoch: r.epochs.id(sp.epoch), Ranges: rest, Lane: wire.LaneBulk, CatchUp: wire.LaneBulk, Last: last}
+	switch {
+	case live && open:
+		w.Follow, w.From, w.Lane, w.CatchUp = true, tail.From, wire.LaneLive, wire.LaneLive
+	case open:
+		w.Follow, w.From, w.Lane = true, tail.From, wire.LaneLive
+	case len(rest) == 0:
+		return // an older epoch that is complete, or goes to the companion
 	}
 	w.Rate, w.SlowRate = rate[w.Lane], rate[w.CatchUp]
-	if m == wire.ModeLiveFirst {
-		r.send(p, w, false)
+	if live && open {
+		r.send(p, w, false, false)
 		return
 	}
-	p.later = append(p.later, w)
+	p.later = append(p.later, laterWant{w, false})
+}
+
+// without takes ranges out that need not be asked for any more; true when nothing is left.
+func (l laterWant) without(held RangeSet) bool {
+	l.want.Ranges.RemoveSet(held)
+	if !l.want.Follow {
+		return len(l.want.Ranges) == 0
+	}
+	l.want.From = held.Missing(l.want.From, Forever)[0].From
+	return false
 }
 
 // ask sends the next Want of an in-order partition when the one before is delivered.
@@ -193,14 +248,14 @@ func (r *Receiver) ask(p *recvPart) {
 	if len(p.later) > 0 {
 		w := p.later[0]
 		p.later = p.later[1:]
-		r.send(p, w, true)
+		r.send(p, w.want, true, w.backfill)
 	}
 }
 
-func (r *Receiver) send(p *recvPart, m *wire.Want, ordered bool) {
+func (r *Receiver) send(p *recvPart, m *wire.Want, ordered, backfill bool) {
 	r.lastWant++
 	m.ID = r.lastWant
-	w := &recvWant{id: m.ID, part: p, epoch: r.epochs.find(m.Epoch), wanted: m.Ranges.Clone(), held: map[int64]heldFrame{}, ordered: ordered}
+	w := &recvWant{id: m.ID, part: p, epoch: r.epochs.find(m.Epoch), wanted: m.Ranges.Clone(), held: map[int64]heldFrame{}, ordered: ordered, backfill: backfill}
 	if m.Follow {
 		w.wanted.Add(m.From, Forever)
 	}
@@ -220,7 +275,10 @@ func (r *Receiver) Ask(topic string, index int, epoch wire.ID, want RangeSet, la
 	}
 	for _, p := range r.parts {
 		if p.info.Topic == topic && p.info.Partition == index {
-			r.send(p, &wire.Want{Partition: p.info.ID, Epoch: epoch, Ranges: want.Clone(), Lane: lane, CatchUp: lane, Rate: rate}, false)
+			if p.closed {
+				return fmt.Errorf("node %s may not write topic %s here", r.cfg.Node, topic)
+			}
+			r.send(p, &wire.Want{Partition: p.info.ID, Epoch: epoch, Ranges: want.Clone(), Lane: lane, CatchUp: lane, Rate: rate}, false, false)
 			return nil
 		}
 	}
@@ -277,18 +335,11 @@ func (r *Receiver) Frame(out []Deliver, lane wire.Lane, h wire.FrameHeader, batc
 		return out, false, fmt.Errorf("%w: frame for partition %d epoch %d, which are not in the inventory", wire.ErrMalformed, h.Partition, h.Epoch)
 	}
 	n, end := int64(len(batches)), h.Base+h.Count
-	var w *recvWant
-	for _, x := range p.wants {
-		if x.epoch != int(h.Epoch) || len(x.wanted) == 0 || h.Base >= x.wanted[len(x.wanted)-1].To {
-			continue
-		}
-		if _, held := x.held[h.Base]; held || end <= x.next {
-			// A connection died and its slice came again. The node paid for it once, so it
-			// is neither received nor returned.
-			return out, false, nil
-		}
-		w = x
-		break
+	w, again := p.want(int(h.Epoch), h.Base, end)
+	if again {
+		// A connection died and its slice came again. The node paid for it once, so it
+		// is neither received nor returned.
+		return out, false, nil
 	}
 	r.lanes[lane].received += uint64(n)
 	if w == nil { // cancelled or forked meanwhile
@@ -304,6 +355,37 @@ func (r *Receiver) Frame(out []Deliver, lane wire.Lane, h wire.FrameHeader, batc
 		return out, false, err
 	}
 	return r.release(out, w)
+}
+
+// want is the Want that a frame of [base, end) answers; again: it was here before.
+func (p *recvPart) want(epoch int, base, end int64) (w *recvWant, again bool) {
+	for _, x := range p.wants {
+		if x.epoch != epoch {
+			continue
+		}
+		if _, held := x.held[base]; held {
+			return nil, true
+		}
+		if x.wants(base, end) {
+			return x, false
+		}
+		again = again || end <= x.next
+	}
+	return nil, again
+}
+
+// wants says whether anything of [base, end) is wanted and not delivered.
+func (w *recvWant) wants(base, end int64) bool {
+	base = max(base, w.next)
+	for _, r := range w.wanted {
+		if r.From >= end {
+			return false
+		}
+		if max(r.From, base) < min(r.To, end) {
+			return true
+		}
+	}
+	return false
 }
 
 // deliver passes f on, cut to what is wanted and not yet delivered.
@@ -324,7 +406,7 @@ func (r *Receiver) deliver(out []Deliver, w *recvWant, base int64, f heldFrame) 
 		records += x.Records
 	}
 	out = append(out, Deliver{
-		Origin:  wire.Origin{Node: r.cfg.Node, Epoch: r.epochs.id(w.epoch), Topic: w.part.info.Topic, Partition: w.part.info.Partition, Lane: f.lane},
+		Origin:  wire.Origin{Node: r.cfg.Node, Epoch: r.epochs.id(w.epoch), Topic: w.part.info.Topic, Partition: w.part.info.Partition, Lane: f.lane, Backfill: w.backfill},
 		Batches: b, Range: Range{From: from, To: to}, Records: records, Bytes: f.bytes, Buf: f.buf, part: w.part.info.ID, epoch: w.epoch,
 	})
 	w.next = to
@@ -422,7 +504,7 @@ func (r *Receiver) ack(part uint32, epoch int, held RangeSet) {
 // origin, and then Declared called.
 func (r *Receiver) Gap(m *wire.GapReport) (origin wire.Origin, ok bool) {
 	p, e := r.parts[m.Partition], r.epochs.find(m.Epoch)
-	if p == nil || e < 0 || p.forked[e] {
+	if p == nil || e < 0 || p.forked[e] || p.closed {
 		return wire.Origin{}, false
 	}
 	return wire.Origin{Node: r.cfg.Node, Epoch: m.Epoch, Topic: p.info.Topic, Partition: p.info.Partition}, true
@@ -435,6 +517,7 @@ func (r *Receiver) Declared(out []Deliver, m *wire.GapReport, held RangeSet) ([]
 		return out, nil
 	}
 	r.ack(m.Partition, e, held)
+	p.later = slices.DeleteFunc(p.later, func(l laterWant) bool { return l.want.Epoch == m.Epoch && l.without(held) })
 	for _, w := range slices.Clone(p.wants) {
 		if w.epoch != e {
 			continue

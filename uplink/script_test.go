@@ -30,7 +30,7 @@ var update = flag.Bool("update", false, "rewrite the expected output in testdata
 // blocks, separated by an empty line; lines that begin with # are comments. It drives
 // a Sender over a log of batches and a Receiver over a store, message by message.
 //
-//	node topic=T start=N next=N batch=N [part=N] [mode=N] [fork=N]   a partition; fork: the second epoch begins there
+//	node topic=T start=N next=N batch=N [prio=N] [mode=N] [fork=N]   a partition; fork: the second epoch begins there
 //	held topic=T set=[a,b)... [epoch=N] [last=OFFSET] [crc=N]        what the hub holds
 //	connect [window=N] [credit=live,backfill,bulk]                   hello, welcome, wants
 //	ask topic=T set=... [lane=N] [rate=N]                            the hub asks on demand
@@ -43,6 +43,7 @@ var update = flag.Bool("update", false, "rewrite the expected output in testdata
 //	evict topic=T to=N [say=no]   the node frees below; say: it explains
 //	swap topic=T            the node's bytes are others now
 //	fail on|off             reads fail
+//	floor live=N bulk=N     what has a lower priority waits; not said: no floor
 //	retry, cut conn=N, cancel want=N, sleep d=D, state
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -201,7 +202,7 @@ func (w *scriptWorld) command(line string) {
 	switch words[0] {
 	case "node":
 		p = &scriptPart{batch: num("batch", 10), fork: num("fork", 0)}
-		p.info = wire.PartitionInfo{ID: uint32(len(w.parts) + 1), Topic: arg["topic"], Start: num("start", 0), Next: num("next", 0), Mode: wire.Mode(num("mode", 0))}
+		p.info = wire.PartitionInfo{ID: uint32(len(w.parts) + 1), Topic: arg["topic"], Start: num("start", 0), Next: num("next", 0), Mode: wire.Mode(num("mode", 0)), Priority: int32(num("prio", 0))}
 		w.forked = w.forked || p.fork > 0
 		w.parts[arg["topic"]] = p
 		w.order = append(w.order, arg["topic"])
@@ -322,6 +323,13 @@ func (w *scriptWorld) command(line string) {
 		p.salt += "x"
 	case "fail":
 		w.fail = words[1] == "on"
+	case "floor":
+		var f [wire.Lanes]int32
+		for l := range f {
+			f[l] = int32(num(wire.Lane(l).String(), int64(uplink.NoFloor)))
+		}
+		w.s.SetFloor(f)
+		fmt.Fprintf(&w.out, "pending live %v, backfill %v, bulk %v\n", w.s.Pending(wire.LaneLive), w.s.Pending(wire.LaneBackfill), w.s.Pending(wire.LaneBulk))
 	case "retry":
 		w.s.Retry()
 	case "cut":
@@ -354,7 +362,11 @@ func (w *scriptWorld) job(j uplink.Job) {
 func (w *scriptWorld) deliver(ds []uplink.Deliver) {
 	for _, d := range ds {
 		w.dels = append(w.dels, d)
-		fmt.Fprintf(&w.out, "d%d: %s epoch %d %s by %s\n", len(w.dels), d.Origin.Topic, d.Origin.Epoch[0], d.Range, d.Origin.Lane)
+		topic := d.Origin.Topic
+		if d.Origin.Backfill {
+			topic += ".backfill"
+		}
+		fmt.Fprintf(&w.out, "d%d: %s epoch %d %s by %s\n", len(w.dels), topic, d.Origin.Epoch[0], d.Range, d.Origin.Lane)
 	}
 }
 

@@ -35,12 +35,13 @@ type Sender struct {
 	byName      map[name]*senderPart
 	wants       map[uint32]*senderWant
 	checks      []*senderWant // read the batch that the hub named, first of all
-	ready       [wire.Lanes][]*senderWant
+	ready       [wire.Lanes]readyQueue
 	resend      [wire.Lanes][]*slice
 	credit      [wire.Lanes]uint64
 	sent        [wire.Lanes]uint64
 	rate        [wire.Lanes]uint64
 	nextAt      [wire.Lanes]time.Time // when the rate allows the next frame
+	floor       [wire.Lanes]int32     // least priority that may go
 	outstanding int64
 	carried     map[int]int64 // of outstanding, by connection
 	late        []Acked       // acks that waited for a check
@@ -69,6 +70,7 @@ func (s *Sender) Heard() { s.asked = true }
 type senderPart struct {
 	id          uint32
 	name        name
+	priority    int32
 	start, next int64
 	spans       []span
 	wants       []*senderWant
@@ -152,7 +154,7 @@ type Acked struct {
 
 // NewSender starts a session with what Hello offered and Welcome granted.
 func NewSender(cfg SenderConfig, inv wire.Inventory, credit [wire.Lanes]uint64) *Sender {
-	s := &Sender{cfg: cfg, credit: credit, parts: map[uint32]*senderPart{}, byName: map[name]*senderPart{}, wants: map[uint32]*senderWant{}, carried: map[int]int64{}}
+	s := &Sender{cfg: cfg, credit: credit, parts: map[uint32]*senderPart{}, byName: map[name]*senderPart{}, wants: map[uint32]*senderWant{}, carried: map[int]int64{}, floor: [wire.Lanes]int32{NoFloor, NoFloor, NoFloor}}
 	s.Inventory(inv)
 	return s
 }
@@ -169,7 +171,7 @@ func (s *Sender) Inventory(inv wire.Inventory) {
 			continue
 		}
 		n := name{p.Topic, p.Partition}
-		sp := &senderPart{id: p.ID, name: n, start: p.Start, next: p.Next, spans: s.epochs.spans(n), gone: map[int]*RangeSet{}, forked: map[int]bool{}}
+		sp := &senderPart{id: p.ID, name: n, priority: p.Priority, start: p.Start, next: p.Next, spans: s.epochs.spans(n), gone: map[int]*RangeSet{}, forked: map[int]bool{}}
 		s.parts[p.ID], s.byName[n] = sp, sp
 	}
 }
@@ -284,7 +286,7 @@ func (s *Sender) queue(w *senderWant) {
 		return
 	}
 	w.state = wantReady
-	s.ready[w.lane] = append(s.ready[w.lane], w)
+	s.ready[w.lane].push(w)
 }
 
 // drop forgets a finished want once nothing of it is outstanding.
@@ -336,18 +338,15 @@ func (s *Sender) Next(lane wire.Lane, now time.Time) (j Job, ok bool, wait time.
 	if s.holding() {
 		return Job{}, false, 0
 	}
-	for len(s.resend[lane]) > 0 { // paid for already
-		x := s.resend[lane][0]
-		s.resend[lane] = s.resend[lane][1:]
-		if !x.acked {
+	if len(s.resend[lane]) > 0 { // paid for already
+		if x := s.takeResend(lane); x != nil {
 			return Job{Topic: x.want.part.name.topic, Index: x.want.part.name.index, From: x.from, To: x.to, MaxBytes: int(x.bytes), Lane: lane, want: x.want, resend: x}, true, 0
 		}
 	}
-	for len(s.ready[lane]) > 0 {
-		w := s.ready[lane][0]
-		if w.state != wantReady {
-			s.ready[lane] = s.ready[lane][1:]
-			continue
+	for {
+		w := s.ready[lane].peek(s.floor[lane])
+		if w == nil {
+			return Job{}, false, 0
 		}
 		if s.sent[lane] >= s.credit[lane] || s.outstanding >= s.cfg.WindowBytes {
 			return Job{}, false, 0
@@ -355,7 +354,7 @@ func (s *Sender) Next(lane wire.Lane, now time.Time) (j Job, ok bool, wait time.
 		if d := s.nextAt[lane].Sub(now); d > 0 && s.rate[lane] > 0 {
 			return Job{}, false, d
 		}
-		s.ready[lane] = s.ready[lane][1:]
+		s.ready[lane].pop()
 		if g := w.part.gone[w.epoch]; g != nil && g.Contains(w.pos) {
 			w.pos = min(g.Missing(w.pos, Forever)[0].From, w.end)
 			s.queue(w)
@@ -368,7 +367,6 @@ func (s *Sender) Next(lane wire.Lane, now time.Time) (j Job, ok bool, wait time.
 		}
 		return Job{Topic: w.part.name.topic, Index: w.part.name.index, From: w.pos, To: w.end, MaxBytes: n, Lane: lane, want: w}, true, 0
 	}
-	return Job{}, false, 0
 }
 
 // Done takes what a Job gave. With ok, f is to be written on the job's lane by
@@ -529,7 +527,7 @@ func (s *Sender) Outstanding() int64 { return s.outstanding }
 // Carries is the number of raw bytes outstanding that a connection carried.
 func (s *Sender) Carries(conn int) int64 { return s.carried[conn] }
 
-// Pending says whether a lane has anything to send, credit or not.
+// Pending says whether a lane has anything to send that may go, credit or not.
 func (s *Sender) Pending(lane wire.Lane) bool {
-	return len(s.ready[lane]) > 0 || len(s.resend[lane]) > 0
+	return s.ready[lane].peek(s.floor[lane]) != nil || slices.ContainsFunc(s.resend[lane], func(x *slice) bool { return !x.acked && x.want.part.priority >= s.floor[lane] })
 }

@@ -1,5 +1,7 @@
 package wire
 
+import "fmt"
+
 // Role of a connection within a session.
 type Role uint8
 
@@ -73,6 +75,7 @@ type PartitionInfo struct {
 	Mode      Mode   `cbor:"9,keyasint,omitempty"`
 	Class     string `cbor:"10,keyasint,omitempty"` // storage class
 	Acked     int64  `cbor:"11,keyasint,omitempty"` // the store in Hello.Store has acknowledged everything below, as far as this start of the node knows
+	Priority  int32  `cbor:"12,keyasint,omitempty"` // of the topic, as the node is configured: for people, and for the node's own order of sending
 }
 
 // Mode is how a topic is replicated.
@@ -82,7 +85,20 @@ const (
 	ModeInOrder   Mode = 0 // everything, in partition order
 	ModeLiveFirst Mode = 1 // newest at once, the gap by the backfill lane
 	ModeOnDemand  Mode = 2 // only what the hub asks for by range
+
+	// ModeRefused is the hub's own: nothing is asked for, nothing is taken. Not on the wire.
+	ModeRefused Mode = 255
 )
+
+var modeNames = map[Mode]string{ModeInOrder: "in-order", ModeLiveFirst: "live-first", ModeOnDemand: "on-demand", ModeRefused: "refused"}
+
+// String is the word of the configuration.
+func (m Mode) String() string {
+	if s, ok := modeNames[m]; ok {
+		return s
+	}
+	return fmt.Sprintf("mode(%d)", uint8(m))
+}
 
 // Type implements Message.
 func (*Hello) Type() Type { return TypeHello }

@@ -99,6 +99,7 @@ type Origin struct {
 	Topic     string
 	Partition int
 	Lane      Lane // how it travels; not part of the identity
+	Backfill  bool // what came after it is stored already: it goes to the companion topic; not part of the identity
 }
 
 func (o Origin) String() string {
