@@ -21,6 +21,7 @@ type Append struct {
 	ops   []byte
 	nops  int
 	err   error // of a Set or Fold that cannot be stored; Submit reports it
+	now   bool  // does not wait for CommitInterval
 }
 
 // appendItem is a record (the tail in the arena) or a whole batch.

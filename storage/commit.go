@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/tidwall/wal"
@@ -73,7 +74,7 @@ func (c *committer) run() {
 	defer close(l.done)
 	for {
 		l.mu.Lock()
-		tasks, closed, n, waiting := l.tasks, l.closed, len(l.queue), l.waiting
+		tasks, closed, n, waiting, hurry := l.tasks, l.closed, len(l.queue), l.waiting, l.hurry
 		l.tasks = nil
 		l.mu.Unlock()
 		for _, t := range tasks {
@@ -86,7 +87,7 @@ func (c *committer) run() {
 			if len(tasks) == 0 {
 				<-l.wake
 			}
-		case !closed && !c.due(waiting):
+		case !closed && !hurry && !c.due(waiting):
 		default:
 			// Those who were just answered may submit again and share this
 			// fsync, instead of waiting for the next.
@@ -118,11 +119,13 @@ func (c *committer) take() {
 	l := c.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.hurry = false
 	size := 0
 	for i := range l.queue {
 		if size += l.queue[i].a.Bytes(); size > maxCommitBytes && i > 0 {
 			c.group = append(c.group[:0], l.queue[:i]...)
 			l.queue = append(l.queue[:0], l.queue[i:]...)
+			l.hurry = slices.ContainsFunc(l.queue, func(r request) bool { return r.a.now })
 			return
 		}
 	}

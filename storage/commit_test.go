@@ -202,6 +202,31 @@ func TestCommitRule(t *testing.T) {
 	})
 }
 
+// TestTopicsDoNotWaitForTheCommitInterval: a hundred new topics, made one after the
+// other as a node's first publishes make them, need no hundred intervals.
+func TestTopicsDoNotWaitForTheCommitInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, t.TempDir(), onFS(&testFS{}), func(c *storage.Config) { c.Classes[0].CommitInterval = time.Minute })
+		start := time.Now()
+		var waited *storage.Append
+		for i := range 100 {
+			tp := topic(t, s, fmt.Sprint("wind-", i), 1)
+			if i == 50 { // what waits already shares the next topic's commit
+				waited = s.NewAppend("")
+				waited.Record(tp.Partition(0), 1, nil, []byte("v"), nil)
+				s.Submit(waited, func(*storage.Append, error) {})
+			}
+		}
+		if took := time.Since(start); took != 0 {
+			t.Errorf("100 topics took %v", took)
+		}
+		if tp, _ := s.Topic("wind-50"); tp.Partition(0).HighWatermark() != 1 {
+			t.Error("a record that waited was left behind by a commit")
+		}
+		s.Close()
+	})
+}
+
 func TestCloseCommitsWhatWasSubmitted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := open(t, t.TempDir(), onFS(&testFS{}), func(c *storage.Config) { c.Classes[0].CommitInterval = time.Minute })

@@ -33,13 +33,14 @@ type classLog struct {
 	cfg ClassConfig
 	lg  *slog.Logger
 
-	segDir, idxDir, quarDir string
+	segDir, idxDir, quarDir, cleanDir string
 
 	// The queue. Guarded by mu.
 	mu      sync.Mutex
 	queue   []request
 	tasks   []func() // run by the committer between commits
 	waiting int64    // bytes submitted and not answered
+	hurry   bool     // one of the queue does not wait for CommitInterval
 	closed  bool
 	room    sync.Cond     // waiting went down, or closed
 	wake    chan struct{} // capacity 1: the committer has something to look at
@@ -57,6 +58,10 @@ type classLog struct {
 	catalog catalog     // owned by the committer after Open
 	reserve ballast     // owned by the committer after Open
 	asked   atomic.Bool // by a class of lower rank, to give up what the hub has
+
+	// Files of compacted partitions. Owned by who has Store.compactMu, and by Open.
+	cleanNum   uint64 // the highest number in use or used
+	cleanBytes atomic.Int64
 
 	state *stateMap
 	files fileCache
@@ -82,6 +87,7 @@ type segment struct {
 	// arrival is the newest commit time in it.
 	arrival int64
 	path    string
+	clean   *cleanFile // of a compacted partition, not of the log
 }
 
 func segmentName(first uint64) string { return fmt.Sprintf("%020d", first) }
@@ -99,12 +105,21 @@ func (l *classLog) sidePath(first uint64) string {
 	return filepath.Join(l.idxDir, segmentName(first)+".idx")
 }
 
+// sideOf is the path of a segment's side file.
+func (l *classLog) sideOf(seg *segment) string {
+	if seg.clean != nil {
+		return seg.path + ".idx"
+	}
+	return l.sidePath(seg.first)
+}
+
 func newClassLog(s *Store, cfg ClassConfig) *classLog {
 	dir := filepath.Join(s.cfg.Dir, cfg.Name)
 	l := &classLog{
 		s: s, cfg: cfg,
 		lg:     s.cfg.Logger.With("class", cfg.Name),
 		segDir: filepath.Join(dir, "log"), idxDir: filepath.Join(dir, "index"), quarDir: filepath.Join(dir, "quarantine"),
+		cleanDir: filepath.Join(dir, "compact"),
 		wake:  make(chan struct{}, 1),
 		done:  make(chan struct{}),
 		state: newStateMap(s.cfg.Folds),
@@ -184,7 +199,7 @@ func (l *classLog) diskBytes() int64 {
 	if len(l.segs) == 0 {
 		return 0 // not open yet
 	}
-	return l.sealed + l.segs[len(l.segs)-1].size
+	return l.sealed + l.segs[len(l.segs)-1].size + l.cleanBytes.Load()
 }
 
 // setSegments replaces the segments. The caller has segMu.

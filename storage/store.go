@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,6 +34,8 @@ type Store struct {
 
 	adminMu       sync.Mutex // one change of topics at a time; guards nextPartition
 	nextPartition PartitionID
+
+	compactMu sync.Mutex // one compaction at a time
 
 	topicsMu   sync.RWMutex
 	topics     map[string]*Topic
@@ -150,6 +153,7 @@ func (s *Store) open() error {
 	}
 	if s.cfg.RetentionInterval > 0 {
 		s.ticker.Go(s.retainLoop)
+		s.ticker.Go(s.compactLoop)
 	}
 	return nil
 }
@@ -181,13 +185,15 @@ func (s *Store) Close() error {
 			l.mu.Unlock()
 			l.wakeup()
 		}
+		s.ticker.Wait()
+		s.compactMu.Lock() // a Compact that is under way ends
+		defer s.compactMu.Unlock()
 		var errs []error
 		for _, l := range s.logs {
 			<-l.done
 			errs = append(errs, l.c.close())
 			l.files.closeAll()
 		}
-		s.ticker.Wait()
 		errs = append(errs, s.lock.Close())
 		s.closeErr = errors.Join(errs...)
 	})
@@ -304,8 +310,11 @@ func (l *classLog) partitions() []*Partition {
 	return ps
 }
 
-// commitWait is Commit for the store's own appends, which nothing may interrupt.
+// commitWait is Commit for the store's own appends, which nothing may interrupt, and
+// which do not wait for CommitInterval: they come one after the other (adminMu), and a
+// new topic's records wait for each.
 func (s *Store) commitWait(a *Append) error {
+	a.now = true
 	ch := make(chan error, 1)
 	s.Submit(a, func(_ *Append, err error) { ch <- err })
 	return <-ch
@@ -514,6 +523,10 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 	}
 	for id, p := range parts {
 		p.spans, p.runMax = make([]span, 0, spans[id]), make([]int64, 0, spans[id])
+		lost = append(lost, l.loadClean(p)...)
+	}
+	if err := l.sweepClean(); err != nil {
+		l.lg.Warn("remove what a compaction left", "err", err)
 	}
 	end := make(map[PartitionID]int64) // where the next batch should begin
 	for i, x := range r.indexes {
@@ -523,16 +536,19 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 			if p == nil {
 				continue // deleted
 			}
+			if part.next <= p.cleanTo {
+				continue // a file of a compaction has it
+			}
 			want, seen := end[p.id]
 			if !seen {
-				want = p.start
+				want = max(p.start, p.cleanTo)
 			}
 			if part.base > want {
 				lost = append(lost, lostRange{p.id, want, part.base})
 			}
 			end[p.id] = part.next
 			if i == len(r.indexes)-1 {
-				p.tailSeg, p.tail = r.segs[i], part.refs
+				p.tailSeg, p.tail = r.segs[i], part.refs[sort.Search(len(part.refs), func(k int) bool { return part.refs[k].next > p.cleanTo }):]
 				l.c.tailParts = append(l.c.tailParts, p)
 			} else {
 				p.addSpan(r.segs[i], part)
@@ -550,7 +566,7 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 	}
 	newest := l.s.identity.Epoch
 	for _, p := range parts {
-		have := max(p.start, end[p.id])
+		have := max(p.start, p.cleanTo, end[p.id])
 		next := max(have, salvaged[p.id], newest.ForkAt[p.id])
 		if have < next {
 			lost = append(lost, lostRange{p.id, have, next})

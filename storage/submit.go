@@ -35,9 +35,10 @@ func (s *Store) Submit(a *Append, done func(a *Append, err error)) {
 	before := l.waiting
 	l.queue = append(l.queue, request{a, done})
 	l.waiting += n
+	l.hurry = l.hurry || a.now
 	enough := int64(l.cfg.CommitBytes)
 	l.mu.Unlock()
-	if first || before < enough && before+n >= enough {
+	if first || a.now || before < enough && before+n >= enough {
 		l.wakeup()
 	}
 }
