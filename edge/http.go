@@ -17,6 +17,7 @@ import (
 //	GET /api/v1/status         Status
 //	GET /api/v1/devices        ?after=NAME&limit=N, in order of name
 //	GET /api/v1/devices/{name}
+//	GET /api/v1/bundle         a bundle for a hub, see serveBundle
 //	GET /metrics               Prometheus text
 //	GET /healthz               200 while the process serves
 //	GET /readyz                200 while messages are taken in, else 503 with the reason
@@ -39,6 +40,7 @@ func (n *Node) handler() (http.Handler, error) {
 	mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, n.Status()) })
 	mux.HandleFunc("GET /api/v1/devices", n.serveDevices)
 	mux.HandleFunc("GET /api/v1/devices/{name...}", n.serveDevice)
+	mux.HandleFunc("GET /api/v1/bundle", n.serveBundle)
 	mux.HandleFunc("GET /metrics", n.serveMetrics)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", n.serveReady)

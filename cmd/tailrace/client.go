@@ -64,6 +64,11 @@ func (e *apiError) Error() string {
 // get asks for path with the query; the caller closes the body. It has no overall
 // time limit, since tails and replays run as long as they are wanted.
 func (c *client) get(ctx context.Context, path string, q url.Values) (*http.Response, error) {
+	return c.do(ctx, http.MethodGet, path, q, nil)
+}
+
+// do sends a request; the caller closes the answer's body, which is of a 2xx answer.
+func (c *client) do(ctx context.Context, method, path string, q url.Values, body io.Reader) (*http.Response, error) {
 	if c.http == nil {
 		t, err := c.transport()
 		if err != nil {
@@ -75,7 +80,7 @@ func (c *client) get(ctx context.Context, path string, q url.Values) (*http.Resp
 	if len(q) > 0 {
 		u += "?" + q.Encode()
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
+	req, err := http.NewRequestWithContext(ctx, method, u, body)
 	if err != nil {
 		return nil, &exitError{exitUsage, fmt.Errorf("address %q: %w", c.base, err)}
 	}

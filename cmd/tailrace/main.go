@@ -89,6 +89,8 @@ It talks to a hub by default (http://127.0.0.1:8080). On site, point it at a nod
 		newReplay(&api),
 		newNodes(&api),
 		newLosses(&api),
+		newExportBundle(&api),
+		newImportBundle(&api),
 		newCheck(),
 		newDevCerts(),
 		newPasswd(),

@@ -16,6 +16,7 @@ type nodeInfo struct {
 	State       string  `json:"state"`
 	Dark        bool    `json:"dark"`
 	Fenced      string  `json:"fenced"`
+	LastSeen    string  `json:"last_seen"`
 	LastSeenAgo float64 `json:"last_seen_seconds"`
 	LagRecords  int64   `json:"lag_records"`
 	LagBytes    int64   `json:"lag_bytes"`
@@ -123,7 +124,11 @@ func printNodes(w io.Writer, ns []nodeInfo) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(tw, "NODE\tSTATE\tLAST SEEN\tSTORED\tLAG\tLAG BYTES\tBEHIND\tLOST\tRTT")
 	for _, n := range ns {
-		fmt.Fprintf(tw, "%s\t%s\t%s ago\t%d\t%d\t%s\t%s\t%d\t%s\n", n.Node, n.State, seconds(n.LastSeenAgo), n.Stored,
+		seen := "never" // its records came in a bundle
+		if n.LastSeen != "" {
+			seen = seconds(n.LastSeenAgo) + " ago"
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%d\t%s\n", n.Node, n.State, seen, n.Stored,
 			n.LagRecords, byteSize(n.LagBytes), seconds(n.LagSeconds), n.Lost, seconds(n.RTTSeconds))
 	}
 	if err := tw.Flush(); err != nil {

@@ -213,7 +213,7 @@ func (h *Handler) parseBody(r *http.Request, body []byte) ([]item, error) {
 		}
 	}
 	if s := v.Get("timestamp"); s != "" {
-		if it.timestamp, err = parseTime("timestamp", s); err != nil {
+		if it.timestamp, err = ParseTime("timestamp", s); err != nil {
 			return nil, err
 		}
 	}
@@ -278,7 +278,7 @@ func (h *Handler) parseItem(raw []byte) (item, error) {
 				return it, err
 			}
 		}
-		if it.timestamp, err = parseTime("timestamp", s); err != nil {
+		if it.timestamp, err = ParseTime("timestamp", s); err != nil {
 			return it, err
 		}
 	}

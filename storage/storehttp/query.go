@@ -77,12 +77,12 @@ func parseQuery(t *storage.Topic, r *http.Request) (*query, error) {
 		}
 	}
 	if s := v.Get("from_time"); s != "" {
-		if q.fromTime, err = parseTime("from_time", s); err != nil {
+		if q.fromTime, err = ParseTime("from_time", s); err != nil {
 			return nil, err
 		}
 	}
 	if s := v.Get("to_time"); s != "" {
-		if q.toTime, err = parseTime("to_time", s); err != nil {
+		if q.toTime, err = ParseTime("to_time", s); err != nil {
 			return nil, err
 		}
 	}
@@ -154,8 +154,8 @@ func offsetOutOfRange(p *storage.Partition, off int64) *Error {
 	return e
 }
 
-// parseTime reads RFC 3339 or milliseconds since 1970.
-func parseTime(name, s string) (int64, error) {
+// ParseTime reads a query parameter: RFC 3339 or milliseconds since 1970.
+func ParseTime(name, s string) (int64, error) {
 	if ms, err := strconv.ParseInt(s, 10, 64); err == nil {
 		return ms, nil
 	}

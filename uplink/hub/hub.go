@@ -52,6 +52,8 @@ type Hub struct {
 	raisedAt  time.Time
 	storeNote string // guarded by nodes.mu: what this store was found to lack
 
+	bundles sync.Mutex // held while a bundle is imported
+
 	ready   atomic.Bool // serving, and not stopping
 	running atomic.Bool
 }

@@ -236,7 +236,11 @@ func (s *site) Bounds(topic string, partition int) (int64, int64) {
 
 func (s *site) Read(dst []byte, topic string, partition int, from int64, maxBytes int) ([]byte, int64, error) {
 	t, _ := s.store.Topic(topic)
-	return t.Partition(partition).Read(dst, from, maxBytes)
+	p := t.Partition(partition)
+	if from < p.Start() {
+		return dst, from, link.ErrGone
+	}
+	return p.Read(dst, from, maxBytes)
 }
 
 func (s *site) Changed() <-chan struct{} { return s.change }

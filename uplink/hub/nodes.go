@@ -171,7 +171,7 @@ type NodeInfo struct {
 	Fenced      string          `json:"fenced,omitempty"` // why nothing is taken from it, and what to do
 	FirstSeen   string          `json:"first_seen"`
 	LastSeen    string          `json:"last_seen"`
-	LastSeenAgo float64         `json:"last_seen_seconds"` // seconds ago
+	LastSeenAgo float64         `json:"last_seen_seconds"` // seconds ago; means nothing without last_seen
 	Remote      string          `json:"remote,omitempty"`
 	Software    string          `json:"software,omitempty"`
 	Since       string          `json:"connected_since,omitempty"`

@@ -8,20 +8,12 @@ import (
 	"tailrace/uplink/pki"
 )
 
-// nodeOf is the node id that a verified client certificate proves: the name in its
-// tailrace://node/ URI, or, from another authority, its common name.
+// nodeOf is the node id that a verified client certificate proves.
 func nodeOf(cs tls.ConnectionState) (string, error) {
 	if len(cs.PeerCertificates) == 0 {
 		return "", errors.New("no client certificate")
 	}
-	role, name := pki.Identity(cs.PeerCertificates[0])
-	if role != "" && role != pki.RoleNode {
-		return "", fmt.Errorf("the certificate of %q is for a %s, not for a node", name, role)
-	}
-	if err := pki.ValidName(name); err != nil {
-		return "", err
-	}
-	return name, nil
+	return pki.NodeOf(cs.PeerCertificates[0])
 }
 
 // verifyHub refuses a server whose certificate was issued for a node or a device.

@@ -180,6 +180,16 @@ func Identity(c *x509.Certificate) (Role, string) {
 	return "", c.Subject.CommonName
 }
 
+// NodeOf is the node id that a verified client certificate proves: the name in its
+// tailrace://node/ URI, or, from another authority, its common name.
+func NodeOf(c *x509.Certificate) (string, error) {
+	role, name := Identity(c)
+	if role != "" && role != RoleNode {
+		return "", fmt.Errorf("the certificate of %q is for a %s, not for a node", name, role)
+	}
+	return name, ValidName(name)
+}
+
 func serialNumber(rand io.Reader) (*big.Int, error) {
 	var b [16]byte
 	if _, err := io.ReadFull(rand, b[:]); err != nil {
