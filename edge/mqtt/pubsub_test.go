@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -179,10 +180,28 @@ func TestSubscriptionOptions(t *testing.T) {
 		}
 		return nil
 	}
-	s.send(frame(0x82, u16(4), props(5), str("a/#/b"), []byte{0}, str("secret/#"), []byte{0}, str("ok"), []byte{2}))
+	s.send(frame(0x82, u16(4), props(5), str(strings.Repeat("a/", 128)), []byte{0}, str("secret/#"), []byte{0}, str("ok"), []byte{2}))
 	s.want(suback(5, 4, 0x8F, 0x87, 2))
 	s.send(subscribe(5, 5, "$share/g/x", noLocal))
 	s.disconnected(packet.ProtocolError)
+}
+
+// What is no filter at all ends the connection and changes nothing (3.1.1, 4.8.0-1; 5.0, 4.13.1).
+func TestBadFilterEndsTheConnection(t *testing.T) {
+	eachVersion(t, func(t *testing.T, v byte) {
+		w := newWorld(t, newBackend(), nil)
+		for _, f := range []string{"a/#/b", "ab/+e", "#a", "a+"} {
+			s, _ := w.login(v, opts{id: "sub", persistent: true})
+			s.send(frame(0x82, u16(4), props(v), str("good"), []byte{0}, str(f), []byte{0}))
+			s.disconnected(packet.Malformed)
+			s, _ = w.login(v, opts{id: "sub", persistent: true})
+			s.send(frame(0xA2, u16(4), props(v), str("good"), str(f)))
+			s.disconnected(packet.Malformed)
+		}
+		if n := w.s.Stats().Subscriptions; n != 0 {
+			t.Errorf("%d subscriptions of packets that were refused", n)
+		}
+	})
 }
 
 func TestSharedSubscriptionGoesToOneMember(t *testing.T) {

@@ -199,18 +199,24 @@ func (c *conn) subscribe(head byte, body []byte) error {
 	}
 	var sends []sendRetained
 	ss := c.ss
+	for _, f := range s.Subs { // before anything is changed: these end the connection
+		name, plain, ok := topic.Shared(string(f.Filter))
+		switch {
+		case !ok && c.Version == byte(packet.V5): // 4.8.2-1, -2
+			return &packet.Error{Code: packet.ProtocolError, What: "shared subscription without a share name or a filter"}
+		case ok && !topic.TooDeep(plain) && !topic.ValidFilter(plain):
+			return badFilter()
+		case name != "" && f.NoLocal: // 3.8.3-4
+			return &packet.Error{Code: packet.ProtocolError, What: "no-local on a shared subscription"}
+		}
+	}
 	for i, f := range s.Subs {
 		filter := string(f.Filter)
 		name, plain, ok := topic.Shared(filter)
 		sub := subscription{f.QoS, f.NoLocal, f.RetainAsPub, f.RetainHandling, s.SubID}
-		switch {
-		case !ok && c.Version == byte(packet.V5): // 4.8.2-1, -2
-			return &packet.Error{Code: packet.ProtocolError, What: "shared subscription without a share name or a filter"}
-		case !ok || !topic.ValidFilter(plain):
+		if !ok || topic.TooDeep(plain) { // well formed, and not accepted
 			codes[i] = packet.TopicFilterInvalid
 			continue
-		case name != "" && sub.noLocal: // 3.8.3-4
-			return &packet.Error{Code: packet.ProtocolError, What: "no-local on a shared subscription"}
 		}
 		if err := c.mayRead(plain, f.QoS); err != nil {
 			codes[i] = packet.NotAuthorized
@@ -263,6 +269,13 @@ func (c *conn) subscribe(head byte, body []byte) error {
 	return nil
 }
 
+// badFilter ends the connection: a wildcard that is not a level of its own, or "#" before the
+// end, is no filter that could be refused but a protocol violation (3.1.1: 4.7.1-2, -3 and
+// 4.8.0-1; 5.0: 4.7.1-1, -2 and 4.13.1).
+func badFilter() error {
+	return &packet.Error{Code: packet.Malformed, What: "topic filter with a wildcard where none may be"}
+}
+
 func (c *conn) mayRead(filter string, qos byte) error {
 	if a, ok := c.srv.cfg.Backend.(SubscribeAuthorizer); ok {
 		return a.AuthorizeSubscribe(&c.Client, filter, qos)
@@ -277,6 +290,11 @@ func (c *conn) unsubscribe(head byte, body []byte) error {
 		return err
 	}
 	codes := make([]packet.Code, len(u.Filters))
+	for _, f := range u.Filters {
+		if _, plain, ok := topic.Shared(string(f)); ok && !topic.TooDeep(plain) && !topic.ValidFilter(plain) {
+			return badFilter()
+		}
+	}
 	ss := c.ss
 	for i, f := range u.Filters {
 		filter := string(f)
@@ -286,7 +304,7 @@ func (c *conn) unsubscribe(head byte, body []byte) error {
 		ss.mu.Unlock()
 		name, plain, ok := topic.Shared(filter)
 		switch {
-		case !ok || !topic.ValidFilter(plain):
+		case !ok, topic.TooDeep(plain):
 			codes[i] = packet.TopicFilterInvalid
 		case !have:
 			codes[i] = packet.NoSubscriptionExisted

@@ -120,7 +120,7 @@ func protocol(what string) error  { return &Error{ProtocolError, what} }
 // (fixed header included) is refused from its length alone.
 func Frame(b []byte, max int) (head byte, start, end, need int, err error) {
 	if len(b) < 2 {
-		return 0, 0, 0, 2, nil
+		return 0, 0, 0, 2, notBegun(b)
 	}
 	n, shift := 0, 0
 	for i := 1; ; i++ {
@@ -128,7 +128,7 @@ func Frame(b []byte, max int) (head byte, start, end, need int, err error) {
 			return 0, 0, 0, 0, malformed("remaining length of more than four bytes")
 		}
 		if i >= len(b) {
-			return 0, 0, 0, i + 1, nil
+			return 0, 0, 0, i + 1, notBegun(b)
 		}
 		c := b[i]
 		n |= int(c&0x7f) << shift
@@ -145,7 +145,15 @@ func Frame(b []byte, max int) (head byte, start, end, need int, err error) {
 		return b[0], start, 0, start + n, &Error{PacketTooLarge, fmt.Sprintf("packet of %d bytes, limit %d", start+n, max)}
 	}
 	if len(b) < start+n {
-		return b[0], start, 0, start + n, nil
+		return b[0], start, 0, start + n, notBegun(b)
 	}
 	return b[0], start, start + n, start + n, nil
+}
+
+// notBegun refuses a first byte that begins no packet, before the rest has come.
+func notBegun(b []byte) error {
+	if len(b) > 0 && b[0]>>4 == 0 { // MQTT 5.0, 2.1.2
+		return protocol("packet type 0")
+	}
+	return nil
 }

@@ -81,6 +81,16 @@ func decode(b []byte, v packet.Version) (end int, err error) {
 	return end, err
 }
 
+// A first byte that begins no packet is refused before the rest comes.
+func TestTypeZeroIsRefusedAtOnce(t *testing.T) {
+	for _, h := range []string{"00", "0a", "0a c0", "0a 05 01"} {
+		var pe *packet.Error
+		if _, err := decode(hx(t, h), 5); !errors.As(err, &pe) || pe.Code != packet.ProtocolError {
+			t.Errorf("%s: %v", h, err)
+		}
+	}
+}
+
 // TestTruncation cuts every packet at every byte, twice: as a stream that goes on
 // (more is needed) and as a packet whose length says it ends there. The second must
 // be refused unless the standard lets the packet end there.

@@ -12,12 +12,12 @@ const MaxLevels = 128
 // ValidName reports whether s may be published to. The string itself must have
 // been checked as an MQTT string before.
 func ValidName(s string) bool {
-	return len(s) > 0 && len(s) <= 65535 && !strings.ContainsAny(s, "+#\x00") && strings.Count(s, "/") < MaxLevels
+	return len(s) > 0 && len(s) <= 65535 && !strings.ContainsAny(s, "+#\x00") && !TooDeep(s)
 }
 
 // ValidFilter reports whether s is a well-formed filter, without a $share prefix.
 func ValidFilter(s string) bool {
-	if len(s) == 0 || len(s) > 65535 || strings.IndexByte(s, 0) >= 0 || strings.Count(s, "/") >= MaxLevels {
+	if len(s) == 0 || len(s) > 65535 || strings.IndexByte(s, 0) >= 0 || TooDeep(s) {
 		return false
 	}
 	for rest, more := s, true; more; {
@@ -29,6 +29,9 @@ func ValidFilter(s string) bool {
 	}
 	return true
 }
+
+// TooDeep reports whether s has more levels than we take.
+func TooDeep(s string) bool { return strings.Count(s, "/") >= MaxLevels }
 
 // Shared splits "$share/group/filter". ok is false when s starts with $share/ and
 // is not well formed; group is empty for a filter that is not shared.
