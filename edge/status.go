@@ -48,6 +48,7 @@ type ClassStatus struct {
 	Records   uint64 `json:"records"` // durable since start
 	Commits   uint64 `json:"commits"`
 	Fsyncs    uint64 `json:"fsyncs"`
+	Written   uint64 `json:"written_bytes"` // to segment files since start, framing included
 	Failures  uint64 `json:"failures"`
 	Refused   uint64 `json:"refused"`
 	DiskBytes int64  `json:"disk_bytes"`
@@ -192,7 +193,7 @@ func (n *Node) storeStatus() StoreStatus {
 	st := n.store.Stats()
 	s.MaxBytes, s.Flash = st.MaxBytes, n.wear.status(n.cfg.Now(), st)
 	for _, c := range st.Classes {
-		cs := ClassStatus{Class: c.Class, Records: c.Records, Commits: c.Commits, Fsyncs: c.Fsyncs, Failures: c.Failures, Refused: c.Refused,
+		cs := ClassStatus{Class: c.Class, Records: c.Records, Commits: c.Commits, Fsyncs: c.Fsyncs, Written: c.WrittenBytes, Failures: c.Failures, Refused: c.Refused,
 			DiskBytes: c.DiskBytes, MaxBytes: c.MaxBytes, Segments: c.Segments,
 			Reserve: c.Reserve, Full: c.Full, Evicted: c.EvictedRecords}
 		if c.Broken != nil {

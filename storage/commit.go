@@ -39,6 +39,7 @@ type committer struct {
 	// tailParts are the partitions with batches in the tail segment.
 	tailParts []*Partition
 
+	usual   int64     // about what a commit takes, see pad
 	rolled  bool      // since the floor was looked at
 	left    int64     // of the file system at freeAt; negative when unknown
 	freeAt  time.Time // zero: ask again
@@ -193,6 +194,7 @@ func (c *committer) write() error {
 		c.flush(p, epoch)
 	}
 	c.flushOps()
+	c.pad()
 	defer c.clear()
 	if len(c.entries) == 0 {
 		return nil
@@ -222,7 +224,7 @@ func (c *committer) write() error {
 		sealEnvelope(e.buf, &env, e.origin)
 		c.batch.Write(env.index, e.buf)
 		n := int64(len(e.buf))
-		w := int64(uvarintLen(uint64(n)))
+		w := stored(len(e.buf)) - n
 		e.pos, e.size, e.roll = size+w, int32(n), rolls
 		size += w + n
 		bytes += w + n

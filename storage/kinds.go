@@ -14,6 +14,8 @@ const (
 	kindEpoch StateKind = 3 // key: epoch number
 	kindNext  StateKind = 4 // key: "partition"; the lowest id never given out
 	kindLoss  StateKind = 5 // key: partition id, reason, from
+	kindClean StateKind = 6 // key: partition id; its files after a compaction
+	kindPad   StateKind = 7 // never set; operations that delete it fill a block
 )
 
 // Kinds for the users of the store.
@@ -33,7 +35,7 @@ const (
 
 func (k StateKind) String() string {
 	names := map[StateKind]string{
-		kindTopic: "topic", kindStart: "start-offset", kindEpoch: "epoch", kindNext: "next-partition-id", kindLoss: "loss",
+		kindTopic: "topic", kindStart: "start-offset", kindEpoch: "epoch", kindNext: "next-partition-id", kindLoss: "loss", kindClean: "compacted", kindPad: "padding",
 		KindSession: "session", KindRetained: "retained", KindWindow: "window", KindProgress: "progress", KindAssign: "assign",
 		KindLedger: "ledger", KindRegistry: "registry", KindMeta: "meta", KindGroup: "group", KindCursor: "cursor", KindSequence: "sequence",
 	}

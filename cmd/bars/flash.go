@@ -173,7 +173,10 @@ func (e *env) flashSample(run func(string, ...string) (string, error), l *rawloa
 	}
 	var status struct {
 		Store struct {
-			Classes []struct{ Fsyncs, WrittenBytes int64 }
+			Classes []struct {
+				Fsyncs       int64
+				WrittenBytes int64 `json:"written_bytes"`
+			}
 		}
 	}
 	if err := getJSON(url+"/api/v1/status", &status); err != nil {
