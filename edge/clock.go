@@ -70,6 +70,7 @@ type clock struct {
 	boot   string                       // the kernel's
 	synced func() bool                  // the kernel says that somebody keeps the clock
 	offset func() (time.Duration, bool) // hub's clock minus ours, when measured
+	floor  time.Time                    // has certainly passed, whatever is known from earlier starts
 	store  *storage.Store
 	logger *slog.Logger
 	made   func() // called after the topic was made; nil = nobody to tell
@@ -123,7 +124,9 @@ func (c *clock) load() {
 func near(a, b time.Duration) bool { return (a - b).Abs() < stepThreshold }
 
 // kernelTrust: a clock before a time that has passed is wrong, whoever keeps it.
-func (c *clock) kernelTrust() bool { return c.synced() && c.wall().UnixMilli() >= c.st.Known }
+func (c *clock) kernelTrust() bool {
+	return c.synced() && c.wall().UnixMilli() >= c.st.Known && !c.wall().Before(c.floor)
+}
 
 // begin starts a span at the offsets given.
 func (c *clock) begin(shift time.Duration, from map[storage.PartitionID]int64) {

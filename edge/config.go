@@ -67,6 +67,9 @@ type Config struct {
 	NewEpoch bool `yaml:"-"`
 	// ClockSynced says whether somebody keeps Now right; nil = what the kernel says.
 	ClockSynced func() bool `yaml:"-"`
+	// KernelBoot names this boot of the machine and says how long it lasts; nil = what the
+	// kernel says. Without a name each start of the node counts as one.
+	KernelBoot func() (id string, up time.Duration) `yaml:"-"`
 	// PacketConn opens the uplink's socket; nil = UDP.
 	PacketConn func() (net.PacketConn, error) `yaml:"-"`
 	// Listen opens TCP listeners; nil = net.Listen.
@@ -372,6 +375,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.ClockSynced == nil {
 		c.ClockSynced = kernelSynced
+	}
+	if c.KernelBoot == nil {
+		c.KernelBoot = kernelBoot
 	}
 	if c.Listen == nil {
 		c.Listen = net.Listen

@@ -132,7 +132,7 @@ func (n *Node) clockTrusted() bool {
 
 // newClock watches the wall clock from the monotonic one.
 func (n *Node) newClock() *clock {
-	boot, up := kernelBoot()
+	boot, up := n.cfg.KernelBoot()
 	if boot == "" {
 		id := n.store.Identity().BootID
 		boot = hex.EncodeToString(id[:])
@@ -140,6 +140,9 @@ func (n *Node) newClock() *clock {
 	base := time.Now()
 	c := &clock{node: n.cfg.Node, wall: n.cfg.Now, boot: boot, synced: n.cfg.ClockSynced, store: n.store, logger: n.logger.With("part", "clock"),
 		mono: func() time.Duration { return up + time.Since(base) }}
+	if n.uplinkTLS != nil {
+		c.floor = certFloor(n.uplinkTLS.Certificates[0].Leaf, buildTime())
+	}
 	c.offset = func() (time.Duration, bool) {
 		if n.link == nil {
 			return 0, false
@@ -253,10 +256,6 @@ func (n *Node) open() error {
 	n.checkAlarms()
 	n.loadRegistry()
 	n.clock = n.newClock()
-	if t := n.uplinkTLS; t != nil {
-		wall := t.Time
-		t.Time = func() time.Time { return later(wall(), n.clock.known()) }
-	}
 	n.source = newSource(n.store, n.streams, n.logger.With("part", "uplink"))
 	n.streams.changed = func() { wake(n.source.changed) }
 	n.clock.made = func() {
@@ -299,7 +298,7 @@ func (n *Node) open() error {
 	}
 	if n.link, err = link.NewClient(link.ClientConfig{
 		Fallback: c.Uplink.Fallback, Proxy: proxy, RateLimit: int64(c.Uplink.RateLimit),
-		NodeID: c.Node, Hubs: c.Uplink.Hubs, TLS: n.uplinkTLS, Source: n.source, Status: n.wireStatus, PacketConn: c.PacketConn,
+		NodeID: c.Node, Hubs: c.Uplink.Hubs, TLS: n.uplinkTLS, CertTime: n.certTime, Source: n.source, Status: n.wireStatus, PacketConn: c.PacketConn,
 		Logger: n.logger.With("part", "uplink"), Boot: n.store.Identity().BootID, Software: "tailrace-edge " + c.Version,
 		KnownStore: n.source.knownStore, OnWelcome: n.source.welcomed,
 		ClockTrusted: n.clockTrusted, WindowBytes: int(c.Uplink.Window), NoCompression: c.Uplink.NoCompression,

@@ -59,9 +59,8 @@ func (l *liveTLS) config() *tls.Config {
 
 // load reads the files; now is the clock that certificates are checked against. A
 // board without a battery boots in 1970, and then every certificate is "not yet
-// valid": the clock is taken to be no earlier than the beginning of our own
-// certificate, than this program, and (see Node.open) than the last time that was
-// known. It is never turned back, so an expired one stays expired.
+// valid": the clock is taken to be no earlier than certFloor. It is never turned back,
+// so an expired one stays expired. The uplink knows more, see Node.certTime.
 func (t *ClientTLS) load(now func() time.Time) (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName, Time: now}
 	if t.Cert != "" {
@@ -71,7 +70,7 @@ func (t *ClientTLS) load(now func() time.Time) (*tls.Config, error) {
 		}
 		c.Certificates = []tls.Certificate{pair}
 		if pair.Leaf != nil {
-			floor := later(pair.Leaf.NotBefore, buildTime())
+			floor := certFloor(pair.Leaf, buildTime())
 			c.Time = func() time.Time { return later(now(), floor) }
 		}
 	}
@@ -82,6 +81,43 @@ func (t *ClientTLS) load(now func() time.Time) (*tls.Config, error) {
 		}
 	}
 	return c, nil
+}
+
+// certFloor is a time that has passed for certain: our own certificate was made, and so
+// was this program, unless that would mean that our certificate is no good any more (the
+// date of a commit is what its author's machine thought).
+func certFloor(own *x509.Certificate, built time.Time) time.Time {
+	if own == nil {
+		return built
+	}
+	if built.After(own.NotAfter) {
+		return own.NotBefore
+	}
+	return later(own.NotBefore, built)
+}
+
+// certTime is the time at which the hub's certificates must be valid. While the clock is
+// trusted it is now. While it is not, all that is certain is that now is not before the
+// last time that was known (and certFloor): the chain is good if there is any time from
+// then on at which all of it is valid, and the earliest such time is taken. So a board
+// that boots in 1970, or whose clock has jumped years ahead, still finds a hub whose
+// certificate is newer than all it knows; and one that was expired when the node last
+// knew the time stays expired. What this gives up is told in DESIGN.md.
+func (n *Node) certTime(chain []*x509.Certificate) time.Time {
+	now := n.cfg.Now()
+	floor := later(n.clock.floor, n.clock.known())
+	if n.clock.isTrusted() {
+		return later(now, floor)
+	}
+	t := floor
+	for _, c := range chain {
+		t = later(t, c.NotBefore)
+	}
+	if leaf := chain[0]; now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
+		n.logger.Warn("the hub's certificate is not valid by this node's clock, which is not trusted; it is checked at a time that may be now",
+			"clock", now.UTC(), "checked_at", t.UTC(), "not_before", leaf.NotBefore.UTC(), "not_after", leaf.NotAfter.UTC())
+	}
+	return t
 }
 
 func later(a, b time.Time) time.Time {

@@ -188,7 +188,7 @@ func TestRateIsKept(t *testing.T) {
 }
 
 func TestConfigSaysAllThatIsWrong(t *testing.T) {
-	_, err := rawload.New(rawload.Config{QoS: 2, Window: 70000, Topic: "a/#", PayloadBytes: 3, Rate: -1})
+	_, err := rawload.New(rawload.Config{QoS: 3, Window: 70000, Topic: "a/#", PayloadBytes: 3, Rate: -1})
 	for _, part := range []string{"dialer", "qos", "window", "topic", "payload", "rate"} {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("%v does not mention %s", err, part)

@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -14,9 +15,11 @@ import (
 
 // ClientConfig configures a node's end.
 type ClientConfig struct {
-	NodeID     string                         // must be the name in the certificate (common name or a URI SAN ending in /NodeID)
-	Hubs       []string                       // host:port, all serving one store, tried in order
-	TLS        *tls.Config                    // client certificate and roots; cloned, ALPN and TLS 1.3 are set here
+	NodeID string      // must be the name in the certificate (common name or a URI SAN ending in /NodeID)
+	Hubs   []string    // host:port, all serving one store, tried in order
+	TLS    *tls.Config // client certificate and roots; cloned, ALPN and TLS 1.3 are set here
+	// CertTime is the time at which the hub's certificates (leaf first) must be valid; nil = TLS.Time.
+	CertTime   func(chain []*x509.Certificate) time.Time
 	Source     Source                         // the node's log
 	Status     func() wire.Status             // nil = no reports
 	PacketConn func() (net.PacketConn, error) // a fresh socket, closed by the client; nil = UDP on the wildcard address

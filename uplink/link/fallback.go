@@ -157,6 +157,10 @@ func (d *dialer) clientTLS(hub string) (*tls.Config, error) {
 		}
 	}
 	conf.VerifyConnection = verifyHub(conf.VerifyConnection)
+	if at := d.c.cfg.CertTime; at != nil {
+		conf.InsecureSkipVerify = true // verifyAt does it all
+		conf.VerifyConnection = verifyAt(at, conf.RootCAs, conf.ServerName, conf.VerifyConnection)
+	}
 	return conf, nil
 }
 
