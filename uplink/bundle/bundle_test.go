@@ -6,9 +6,11 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -182,7 +184,8 @@ func TestBundleHoldsWhatWasSelected(t *testing.T) {
 func TestDamagedBundleGivesAPrefix(t *testing.T) {
 	a := newAuthority(t)
 	trust := bundle.Trust{Roots: a.pool, Now: now}
-	b := export(t, a.identity(t, pki.RoleNode, "node-1"), 0, 99)
+	id := a.identity(t, pki.RoleNode, "node-1")
+	b := export(t, id, 0, 99)
 	truth, _ := read(b, trust)
 	check := func(what string, b []byte) {
 		t.Helper()
@@ -200,9 +203,30 @@ func TestDamagedBundleGivesAPrefix(t *testing.T) {
 	if _, err := read(b[:len(b)-1], trust); !errors.Is(err, bundle.ErrCut) {
 		t.Errorf("a bundle without its last byte: %v", err)
 	}
-	// Blocks of another bundle of the same node and records do not fit.
-	other := export(t, a.identity(t, pki.RoleNode, "node-1"), 0, 99)
-	check("spliced", append(bytes.Clone(b[:len(b)/2]), other[min(len(b)/2, len(other)):]...))
+	// Whole blocks, each signed by this node: left out, swapped, of another bundle.
+	mine, other := blocks(b), blocks(export(t, id, 0, 99))
+	join := func(list ...[][]byte) []byte {
+		return slices.Concat([]byte(bundle.Magic), slices.Concat(slices.Concat(list...)...))
+	}
+	if !bytes.Equal(join(mine), b) || len(mine) < 5 {
+		t.Fatalf("%d blocks", len(mine))
+	}
+	for i := 1; i < len(mine); i++ {
+		check(fmt.Sprintf("without block %d", i), join(mine[:i], mine[i+1:]))
+		check(fmt.Sprintf("block %d twice", i), join(mine[:i+1], mine[i:]))
+		check(fmt.Sprintf("from block %d on another's", i), join(mine[:i], other[i:]))
+	}
+}
+
+// blocks takes a bundle apart, as PROTOCOL.md has it.
+func blocks(b []byte) (out [][]byte) {
+	b = b[len(bundle.Magic):]
+	for len(b) > 0 {
+		n := 5 + int(binary.BigEndian.Uint32(b[1:]))
+		n += 2 + int(binary.BigEndian.Uint16(b[n:]))
+		out, b = append(out, b[:n]), b[n:]
+	}
+	return out
 }
 
 func TestBundleOfAStrangerIsRefused(t *testing.T) {

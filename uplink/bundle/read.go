@@ -246,6 +246,9 @@ func (b *Reader) Next() (Item, error) {
 			if b.Totals != b.seen {
 				return Item{}, fmt.Errorf("%w: it holds %+v and says %+v", ErrDamaged, b.seen, b.Totals)
 			}
+			if n, _ := io.ReadFull(b.r, b.buf[:1]); n != 0 {
+				return Item{}, fmt.Errorf("%w: bytes behind its end", ErrDamaged)
+			}
 			b.ended = true
 		case kindHeader:
 			return Item{}, fmt.Errorf("%w: a second header", ErrDamaged)
