@@ -204,8 +204,9 @@ func (c *committer) write() error {
 	c.commit++
 	size, rolls, bytes := c.tailSize, 0, int64(0)
 	limit := int64(c.l.cfg.SegmentBytes)
-	var begins []uint64 // first index of each new segment
-	if size > limit {   // after a change of SegmentBytes
+	var begins []uint64    // first index of each new segment
+	chunk, flushed := 0, 0 // bytes in c.batch, rolls before them
+	if size > limit {      // after a change of SegmentBytes
 		rolls, size = 1, 0
 		begins = append(begins, c.nextIndex)
 	}
@@ -232,15 +233,15 @@ func (c *committer) write() error {
 			rolls, size = rolls+1, 0
 			begins = append(begins, env.index+1)
 		}
-	}
-	if err := c.wal.WriteBatch(&c.batch); err != nil {
-		return &DiskError{"write", c.l.segDir, err}
-	}
-	if bytes > 1<<20 {
-		c.batch = wal.Batch{} // do not keep the memory of a rare large commit
-	}
-	if len(begins) > 0 {
-		c.wal.ClearCache() // it would keep the sealed segment in memory
+		if chunk += int(n); chunk >= writeChunk || i == len(c.entries)-1 {
+			if err := c.flushBatch(rolls - flushed); err != nil {
+				return &DiskError{"write", c.l.segDir, err}
+			}
+			if chunk > 1<<20 {
+				c.batch = wal.Batch{} // do not keep the memory of a rare large entry
+			}
+			chunk, flushed = 0, rolls
+		}
 	}
 	fsyncs, err := c.sync(begins)
 	if err != nil {

@@ -1,0 +1,79 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"runtime"
+	"testing"
+
+	"github.com/tidwall/wal"
+)
+
+// The field of the library is where walbuf.go looks for it, and a log whose tail has
+// been given a buffer is the same as one that has not.
+func TestTailBufferIsFound(t *testing.T) {
+	w, err := wal.Open(t.TempDir(), &wal.Options{NoSync: true, AllowEmpty: true, SegmentCacheSize: 1, SegmentSize: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for i := uint64(1); i <= 3; i++ {
+		if err := w.Write(i, bytes.Repeat([]byte{byte(i)}, 300)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := tailBuffer(w)
+	if b == nil || len(*b) != 3*302 {
+		t.Fatal("the tail of tidwall/wal is not where it was in v1.2.1: look at walbuf.go")
+	}
+	*b = append(make([]byte, 0, 4096), *b...)
+	if err := w.Write(4, []byte("the last of this segment, with some bytes more than 94, so that the library begins a new one after it.")); err != nil {
+		t.Fatal(err)
+	}
+	if b = tailBuffer(w); len(*b) != 0 {
+		t.Fatalf("the new tail has %d bytes", len(*b))
+	}
+	for i := uint64(1); i <= 3; i++ {
+		if got, err := w.Read(i); err != nil || !bytes.Equal(got, bytes.Repeat([]byte{byte(i)}, 300)) {
+			t.Fatalf("entry %d: %x, %v", i, got, err)
+		}
+	}
+}
+
+// What the log allocates does not grow with what is logged: before the buffer was
+// handed on it was five bytes per byte.
+func TestSegmentsShareOneBuffer(t *testing.T) {
+	s, err := Open(Config{Dir: t.TempDir(), NodeID: "n", Classes: []ClassConfig{{Name: "main", WhenFull: Reject}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	topic, err := s.CreateTopic("load", TopicConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := topic.Partition(0)
+	a, value := s.NewAppend(""), make([]byte, 200)
+	write := func(segments int) {
+		for range segments * 16 {
+			a.Reset()
+			for range 330 { // 68 KB
+				if err := a.Record(p, 1, nil, value, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := s.Commit(context.Background(), a); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write(2)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	write(5)
+	runtime.ReadMemStats(&after)
+	logged := 5 * 16 * 330 * 209
+	if per := float64(after.TotalAlloc-before.TotalAlloc) / float64(logged); per > 0.3 {
+		t.Errorf("%.2f bytes allocated per byte logged", per)
+	}
+}
