@@ -64,6 +64,9 @@ func (s *Sender) holding() bool {
 	return s.forked || s.comparing > 0 || s.compare && !s.heard
 }
 
+// SetFrame changes SenderConfig.FrameBytes.
+func (s *Sender) SetFrame(n int) { s.cfg.FrameBytes = n }
+
 // Heard says that the hub has said something, whatever it was.
 func (s *Sender) Heard() { s.asked = true }
 

@@ -125,8 +125,14 @@ func (f *flow) add(n, limit int64, rtt time.Duration, now time.Time) bool {
 	return f.bytes > limit/2
 }
 
-// take gives a frame to the Receiver and what it delivers to the appender. The limit of
-// a lane grows when it is half used, or bounds the rate, while the hub's budget lasts.
+// take gives a frame to the Receiver and what it delivers to the appender.
+//
+// The limit of a lane doubles, up to ServerConfig.Credit and while the hub's budget lasts,
+// when half of it is outstanding here (frames that wait for their turn or for the
+// store), or when half of it came within two round trips, so that it bounds the rate. It
+// ends up at two to four times what a round trip carries: one on the link, one in the
+// hands of the node's connections, the rest for order. It does not guard the link's
+// queue, the node's pacer does. What is granted and not under way costs no memory.
 func (hs *hubSession) take(lane wire.Lane, h wire.FrameHeader, batches, buf []byte) error {
 	rtt := max(hs.conn.ConnectionStats().SmoothedRTT, 2*time.Millisecond)
 	hs.mu.Lock()
@@ -136,13 +142,12 @@ func (hs *hubSession) take(lane wire.Lane, h wire.FrameHeader, batches, buf []by
 	grew := false
 	limit, out := hs.recv.Limit(lane)
 	busy := hs.flow[lane].add(int64(len(batches)), limit, rtt, time.Now())
-	// On the wire at most about 256 KiB: more would only stand in the link's queue.
-	busy = busy && limit*hs.wireBytes.Load() < firstCredit[wire.LaneBulk]*hs.raw.Load()
 	if top := hs.s.cfg.Credit[lane]; (busy || out > limit/2) && limit < top {
 		n := min(limit, top-limit)
 		if grew = hs.s.reserve(n); grew {
 			hs.grown += n
 			hs.recv.Grow(lane, n)
+			hs.flow[lane] = flow{} // what came under the smaller limit says nothing of this one
 		}
 	}
 	hs.startAppend()

@@ -26,6 +26,8 @@ type worker struct {
 	fw    *wire.FrameWriter
 	batch []byte
 	out   []byte
+
+	seen carried // owned by samplePath
 }
 
 func (s *session) newWorker(conn carrier, number int, lane wire.Lane, retire <-chan struct{}) *worker {
@@ -121,8 +123,10 @@ func (w *worker) do(ctx context.Context, j uplink.Job) error {
 		w.st, w.fw = st, wire.NewFrameWriter(s.welcome.Codec, s.window(w.lane))
 		out = wire.AppendPreamble(out, w.lane)
 	}
+	at := len(out)
 	out, err := w.fw.Append(out, f.Header, f.Batches)
 	if err == nil {
+		s.sizeFrames(w.lane, len(f.Batches), len(out)-at)
 		err = w.write(ctx, out)
 	}
 	w.out = out
@@ -131,6 +135,21 @@ func (w *worker) do(ctx context.Context, j uplink.Job) error {
 	}
 	return nil
 }
+
+// sizeFrames makes frames as large as what they come to on the link allows, after one of
+// raw bytes came to sent. What compresses well goes in large frames.
+func (s *session) sizeFrames(lane wire.Lane, raw, sent int) {
+	if lane == wire.LaneLive || raw < minFrame {
+		return
+	}
+	size := int64(s.pacer.frame()) * int64(raw) / int64(max(sent, 1))
+	s.mu.Lock()
+	s.frame += (min(max(int(size), minFrame), s.mostFrame) - s.frame) / 4
+	s.sender.SetFrame(s.frame)
+	s.mu.Unlock()
+}
+
+const minFrame = 16 << 10
 
 // write writes a frame, paced unless it is live.
 func (w *worker) write(ctx context.Context, b []byte) error {
@@ -153,29 +172,50 @@ func (w *worker) write(ctx context.Context, b []byte) error {
 	return nil
 }
 
-// samplePath is the round trip as the connections with traffic see it.
+// ipHeaders is what IPv4 and UDP add to a packet.
+const ipHeaders = 28
+
+// carried is what a connection had done when samplePath looked last.
+type carried struct{ sent, received int64 }
+
+// samplePath is the path as the connections with traffic see it.
 func (s *session) samplePath() (p pathSample, ok bool) {
 	s.mu.Lock()
-	conns := s.sampled[:0]
+	workers := s.sampled[:0]
 	for _, w := range s.workers {
-		if w.lane == wire.LaneBulk && (w.number == 0 || s.sender.Carries(w.number) > 0) {
-			conns = append(conns, w.conn)
+		if w.lane == wire.LaneBulk {
+			workers = append(workers, w)
 		}
 	}
-	s.sampled = conns
+	s.sampled = workers
 	s.mu.Unlock()
-	for i, c := range conns {
-		q := c.ConnectionStats()
-		if i == 0 || q.LatestRTT < p.latest {
-			p.latest = q.LatestRTT
+	fresh := 0
+	for _, w := range workers {
+		q := w.conn.ConnectionStats()
+		now := carried{int64(q.BytesSent + ipHeaders*q.PacketsSent), int64(q.PacketsReceived)}
+		if w.seen == (carried{}) { // what it sent before is no part of a backlog's traffic
+			w.seen = now
 		}
-		if i == 0 || q.MinRTT < p.least {
+		s.onLink += now.sent - w.seen.sent
+		if unmeasured := q.MeanDeviation == 0 && q.LatestRTT == 100*time.Millisecond; unmeasured { // what quic-go begins with
+			continue
+		}
+		if now.received != w.seen.received && q.LatestRTT > 0 {
+			fresh++
+			p.rtt += q.LatestRTT
+			p.jitter += q.MeanDeviation
+		}
+		w.seen = now
+		if q.MinRTT > 0 && (p.least == 0 || q.MinRTT < p.least) {
 			p.least = q.MinRTT
 		}
-		p.smoothed += q.SmoothedRTT / time.Duration(len(conns))
-		p.jitter += q.MeanDeviation / time.Duration(len(conns))
+		ok = ok || q.SmoothedRTT > 0
 	}
-	return p, len(conns) > 0 && p.smoothed > 0
+	if fresh > 0 {
+		p.rtt, p.jitter = p.rtt/time.Duration(fresh), p.jitter/time.Duration(fresh)
+	}
+	p.sent = s.onLink
+	return p, ok
 }
 
 // window is the zstd window of a lane.

@@ -457,8 +457,11 @@ type world struct {
 	cl   []*link.Client
 }
 
-func newWorld(t testing.TB, p linktest.Path) *world {
-	w := &world{t: t, r: linktest.NewRouter(mrand.New(mrand.NewPCG(1, 2))), sink: newSink()}
+func newWorld(t testing.TB, p linktest.Path) *world { return newSeededWorld(t, p, 1) }
+
+// newSeededWorld is a world with losses of its own.
+func newSeededWorld(t testing.TB, p linktest.Path, seed uint64) *world {
+	w := &world{t: t, r: linktest.NewRouter(mrand.New(mrand.NewPCG(seed, 2))), sink: newSink()}
 	w.r.Default(p)
 	w.ca, w.pool = newCA(t)
 	return w

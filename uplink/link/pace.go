@@ -8,11 +8,15 @@ import (
 
 // A backlog fills whatever queue the link has, and live records wait in it. The pacer
 // keeps that queue short by delay: it limits what bulk writes, over all connections of a
-// session together, so that the round trip stays about pacerTarget above its minimum.
+// session together, so that about pacerTarget of data waits at the bottleneck.
 //
-//   - capacity: what was written in a window, over the window plus the growth of the queue
-//   - rate: capacity times 1 + (target - queue)/5 round trips, a first-order loop
-//   - every ten seconds the queue is drained for a moment, so that the minimum is one
+//   - delivered: what had been sent when the packet left whose round trip was measured last.
+//     The rest is under way. Both are known without waiting, while a round trip tells what
+//     the queue was a round trip ago; a law that acts on that swings.
+//   - capacity: the rate at which delivered grows, over a round trip
+//   - queue: what is under way over capacity, less the least round trip
+//   - rate: capacity times 1 + (target - queue)/(least round trip)
+//   - every ten seconds the queue is drained for a moment, so that the least round trip is one
 //   - a queue that stays long although the rate was halved is not ours (another flow, or
 //     jitter): pacing pauses for half a minute, and the connections' own control competes
 //
@@ -24,11 +28,17 @@ const (
 	pacerYield   = 30 * time.Second
 	pacerIdle    = 10 * time.Second
 	pacerChunk   = 16 << 10
+	pacerTick    = 5 * time.Millisecond
+	pacerPacket  = 1228
+	pacerPoints  = 512 // of a history: two and a half round trips at pacerTick or a 64th of a round trip
 )
 
-// pathSample is the round trip of the connections that carry the traffic.
+// pathSample is what the connections that carry the traffic say.
 type pathSample struct {
-	smoothed, latest, least, jitter time.Duration // least: since the connections began
+	sent   int64         // bytes on the link since the session began, headers and repetitions included
+	rtt    time.Duration // the last round trips, of the connections that heard something since the sample before; 0 = none
+	least  time.Duration // since the connections began
+	jitter time.Duration
 }
 
 type pacer struct {
@@ -36,21 +46,78 @@ type pacer struct {
 	limit  int64                     // bytes per second that an operator allows, 0 = none
 
 	mu       sync.Mutex // guards the following
-	rate     float64    // bytes per second, 0 = start-up: not limited here
+	capacity float64    // bytes per second on the link
+	rate     float64    // the same, 0 = start-up: not limited here
 	next     time.Time  // when the next byte may go
-	at       time.Time  // start of the window
-	written  int64      // in the window
-	limited  bool       // somebody waited in the window
-	queue    time.Duration
-	peak     time.Duration    // of queue since the stripes looked
-	base     [2]time.Duration // least round trip of this and the last period
+	at       time.Time  // of the last sample
+	busyAt   time.Time  // when somebody wrote or waited last
+	heldAt   time.Time  // when somebody waited last
+	written  int64      // since the weight was looked at
+	weight   float64    // bytes on the link for a byte written
+	weighed  point
+	sent     history // on the link
+	got      history // delivered
+	rtt      time.Duration
+	heard    time.Time        // when rtt was measured
+	emptyAt  time.Time        // when the measured queue was next to nothing last
+	queue    time.Duration    // as measured
+	mean     time.Duration    // of queue, over a second or so
+	base     [2]time.Duration // least round trip of this and the last period, 0 = none yet
 	baseAt   time.Time
 	drainTo  time.Time
 	yieldTo  time.Time
 	longTo   time.Time // since when the queue is long: zero = it is not
 	longRate float64
 	longest  time.Duration
-	limitedA time.Time // when somebody waited last
+}
+
+// point is a moment of a count of bytes.
+type point struct {
+	at time.Time
+	n  int64
+}
+
+// history is what a count was lately, oldest first.
+type history []point
+
+func (h *history) add(now time.Time, n int64) {
+	if len(*h) == pacerPoints {
+		*h = (*h)[:copy(*h, (*h)[pacerPoints/4:])]
+	}
+	*h = append(*h, point{now, n})
+}
+
+// when is the count at t, between the points around it.
+func (h history) when(t time.Time) int64 {
+	i := len(h) - 1
+	for i > 0 && h[i].at.After(t) {
+		i--
+	}
+	if i < 0 {
+		return 0
+	}
+	if i == len(h)-1 || h[i].at.After(t) {
+		return h[i].n
+	}
+	a, b := h[i], h[i+1]
+	return a.n + int64(float64(b.n-a.n)*t.Sub(a.at).Seconds()/b.at.Sub(a.at).Seconds())
+}
+
+// rate is the growth a second over the last d, or over what there is if that is more than half of it.
+func (h history) rate(d time.Duration) (float64, bool) {
+	if len(h) < 2 {
+		return 0, false
+	}
+	last := h[len(h)-1]
+	from := last.at.Add(-d)
+	if h[0].at.After(from) {
+		from = h[0].at
+	}
+	took := last.at.Sub(from)
+	if took < d/2 {
+		return 0, false
+	}
+	return float64(last.n-h.when(from)) / took.Seconds(), true
 }
 
 // take waits until n more bytes may be written.
@@ -75,13 +142,13 @@ func (p *pacer) reserve(now time.Time, n int) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.control(now)
-	rate := p.allowed(now)
-	if rate > 0 {
+	p.busyAt = now
+	if rate := p.allowed(now); rate > 0 {
 		if wait := p.next.Sub(now); wait > 0 {
-			p.limited, p.limitedA = true, now
-			return wait
+			p.heldAt = now
+			return min(wait, 50*time.Millisecond) // by then the rate may be another
 		}
-		if slack := now.Add(-5 * time.Millisecond); p.next.Before(slack) {
+		if slack := now.Add(-pacerTick); p.next.Before(slack) {
 			p.next = slack
 		}
 		p.next = p.next.Add(time.Duration(float64(n) / rate * 1e9))
@@ -103,13 +170,11 @@ func (p *pacer) charge(now time.Time, n int) {
 	p.mu.Unlock()
 }
 
+// allowed is how many bytes a second may be written.
 func (p *pacer) allowed(now time.Time) float64 {
-	rate := p.rate
+	rate := p.rate / max(p.weight, 1)
 	if now.Before(p.yieldTo) {
 		rate = 0
-	}
-	if rate > 0 && now.Before(p.drainTo) {
-		rate *= 0.7
 	}
 	if l := float64(p.limit); l > 0 && (rate == 0 || rate > l) {
 		rate = l
@@ -128,113 +193,161 @@ func (p *pacer) chunk() int {
 	return min(max(int(rate/100), 1200), pacerChunk)
 }
 
-// control looks at the last window when it is over.
+// control looks at the path.
 func (p *pacer) control(now time.Time) {
-	if now.Sub(p.at) > pacerIdle { // a new backlog
-		p.rate, p.base, p.at, p.written, p.limited, p.longTo = 0, [2]time.Duration{}, now, 0, false, time.Time{}
-		p.baseAt, p.drainTo, p.queue = now, time.Time{}, 0
-		return
+	if now.Sub(p.busyAt) > pacerIdle { // a new backlog
+		p.capacity, p.rate, p.base, p.longTo = 0, 0, [2]time.Duration{}, time.Time{}
+		p.sent, p.got, p.queue, p.mean, p.weight = nil, nil, 0, 0, 1.08
+		p.baseAt, p.drainTo = now, time.Time{}
+		p.written, p.weighed = 0, point{}
+	} else if now.Sub(p.busyAt) > 100*time.Millisecond+p.rtt/4 { // a pause says nothing of the capacity
+		p.got = nil
 	}
-	elapsed := now.Sub(p.at)
-	if elapsed < 50*time.Millisecond {
+	since := now.Sub(p.at)
+	if since < max(pacerTick, p.rtt/64) {
 		return
 	}
 	s, ok := p.sample()
 	if !ok {
 		return
 	}
-	window := max(100*time.Millisecond, s.smoothed)
-	if p.rate > 0 {
-		window = max(window, min(time.Duration(20*1200/p.rate*1e9), time.Second))
+	p.at = now
+	p.sent.add(now, s.sent)
+	p.weigh(now, s.sent)
+	if s.rtt > 0 {
+		p.rtt, p.heard = s.rtt, now
+		p.observe(now, s)
+		p.got.add(now, p.sent.when(now.Add(-s.rtt)))
 	}
-	if p.rate == 0 { // a start doubles every round trip
-		window = 50 * time.Millisecond
-	}
-	p.observe(now, s)
-	if elapsed < window {
+	base := p.least()
+	if base == 0 || len(p.got) == 0 {
 		return
 	}
-	base := p.base[0]
-	if b := p.base[1]; b > 0 && b < base {
-		base = b
+	if p.queue = max(0, p.rtt-base); p.queue < pacerTarget/4 {
+		p.emptyAt = now
 	}
-	q := max(0, s.smoothed-base)
-	if p.rate == 0 { // the average lags behind
-		q = max(q, s.latest-base)
-	}
-	grew := q - p.queue
-	capacity := float64(p.written) / max(elapsed+grew, elapsed*9/10).Seconds()
-	limited, written := p.limited, p.written
-	p.at, p.written, p.limited, p.queue, p.peak = now, 0, false, q, max(p.peak, q)
-	if written == 0 {
+	p.mean += time.Duration(float64(p.queue-p.mean) * min(1, since.Seconds()))
+	target := max(pacerTarget, base/6) + min(2*max(0, s.jitter-5*time.Millisecond), 100*time.Millisecond)
+	p.measure(now, base)
+	if p.rate == 0 && p.queue <= target/2 || p.capacity == 0 {
 		return
 	}
-	target := pacerTarget + min(2*max(0, s.jitter-5*time.Millisecond), 100*time.Millisecond)
-	loop := 5 * max(s.smoothed, 20*time.Millisecond)
-	adjust := 1 + (target-q).Seconds()/loop.Seconds()
+	// Acknowledgements come in steps: until the next one, what is delivered is taken to grow as before.
+	step := min(now.Sub(p.heard), 25*time.Millisecond+time.Duration(4*pacerPacket/p.capacity*1e9))
+	under := s.sent - p.sent.when(p.heard.Add(step-p.rtt))
+	queue := float64(under)/p.capacity - base.Seconds()
+	aim := target.Seconds()
+	if now.Before(p.drainTo) {
+		// A little below nothing, since capacity is an estimate: else the least round trip would creep up.
+		if aim = -0.02*base.Seconds() - 0.004; queue <= aim/2 {
+			p.drainTo = now
+		}
+	}
+	loop := max(base, 4*pacerTick).Seconds()
+	p.rate = max(p.capacity*min(max(1+(aim-queue)/loop, 0.3), 1.5), pacerMinRate)
+	p.notOurs(now, target)
+}
+
+// weigh compares what was written with what went over the link for it.
+func (p *pacer) weigh(now time.Time, sent int64) {
+	switch took := now.Sub(p.weighed.at); {
+	case p.weighed.at.IsZero() || took > 2*time.Second:
+		p.weighed, p.written = point{now, sent}, 0
+	case took > 200*time.Millisecond && p.written > 16<<10:
+		w := float64(sent-p.weighed.n) / float64(p.written)
+		p.weight += (min(max(w, 1), 2) - p.weight) / 4
+		p.weighed, p.written = point{now, sent}, 0
+	}
+}
+
+// measure follows the capacity. What was not used is no reason to think less of the link:
+// it falls only where a queue stood all the time.
+func (p *pacer) measure(now time.Time, base time.Duration) {
+	over := max(base, 100*time.Millisecond)
+	if p.rate == 0 {
+		over = max(base/2, 20*time.Millisecond)
+	}
+	c, ok := p.got.rate(over)
+	if !ok {
+		return
+	}
 	switch {
 	case p.rate == 0:
-		if q > target {
-			p.rate = capacity * min(max(adjust, 0.5), 1)
-			p.drainTo = time.Time{}
-		}
-	case now.Before(p.drainTo):
-	case q < target/4:
-		if limited {
-			p.rate = max(p.rate, min(p.rate*1.25, capacity*1.6))
-		}
-	default:
-		next := capacity * min(max(adjust, 0.5), 1.1)
-		if limited && next > p.rate || q > target { // what the connections did not use is no reason to allow less
-			p.rate = next
-		}
+		p.capacity = c
+	case c > p.capacity || now.Sub(p.emptyAt) > over:
+		p.capacity += (c - p.capacity) * min(1, now.Sub(p.got[len(p.got)-2].at).Seconds()/over.Seconds()*2)
 	}
-	if p.rate > 0 {
-		p.rate = max(p.rate, pacerMinRate)
+}
+
+func (p *pacer) least() time.Duration {
+	switch {
+	case p.base[0] == 0:
+		return p.base[1]
+	case p.base[1] == 0:
+		return p.base[0]
 	}
-	p.notOurs(now, q, target)
+	return min(p.base[0], p.base[1])
 }
 
 // observe keeps the least round trip of the last ten to twenty seconds.
 func (p *pacer) observe(now time.Time, s pathSample) {
-	if p.base[0] == 0 {
-		p.base[0] = s.least
+	switch {
+	case p.base == [2]time.Duration{}:
+		p.base[0] = min(s.least, s.rtt)
+	case p.base[0] == 0:
+		p.base[0] = s.rtt
+	default:
+		p.base[0] = min(p.base[0], s.rtt)
 	}
-	p.base[0] = min(p.base[0], s.latest)
 	if now.Sub(p.baseAt) >= pacerDrain {
-		p.base[1], p.base[0], p.baseAt = p.base[0], s.latest, now
+		p.base[1], p.base[0], p.baseAt = p.base[0], 0, now
 		if p.rate > 0 {
-			p.drainTo = now.Add(min(p.queue*10/3+s.smoothed/2, time.Second))
+			p.drainTo = now.Add(time.Second + s.rtt)
 		}
 	}
 }
 
 // notOurs pauses pacing when a long queue does not follow our rate.
-func (p *pacer) notOurs(now time.Time, q, target time.Duration) {
+func (p *pacer) notOurs(now time.Time, target time.Duration) {
+	q := p.queue
 	if p.rate == 0 || q < target*3/2 {
 		p.longTo = time.Time{}
 		return
 	}
 	if p.longTo.IsZero() || q < p.longest*3/4 { // it follows
-		p.longTo, p.longRate, p.longest = now, p.rate, q
+		p.longTo, p.longRate, p.longest = now, p.capacity, q
 	}
 	p.longest = max(p.longest, q)
-	if now.Sub(p.longTo) > 10*time.Second && p.rate < p.longRate/2 {
-		p.yieldTo, p.longTo, p.rate = now.Add(pacerYield), time.Time{}, p.longRate
+	if now.Sub(p.longTo) > 10*time.Second && p.capacity < p.longRate/2 {
+		p.yieldTo, p.longTo, p.capacity = now.Add(pacerYield), time.Time{}, p.longRate
 	}
 }
 
-// holds says whether the pacer limited bulk in the last seconds, because of a queue.
-func (p *pacer) holds(now time.Time) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return now.Sub(p.limitedA) < 2*time.Second && p.queue > pacerTarget/2
+// pathState is what the stripes are told.
+type pathState struct {
+	queue time.Duration // the mean of the last second or so
+	full  bool          // a queue stands, or an operator's limit holds bulk: more connections carry no more
+	holds float64       // bytes under way that fill the link, 0 = not known
 }
 
-// queued is the queue that the pacer saw last, and the longest since the call before.
-func (p *pacer) queued() (last, peak time.Duration) {
+func (p *pacer) path(now time.Time) pathState {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	peak, p.peak = p.peak, p.queue
-	return p.queue, peak
+	limited := p.limit > 0 && now.Sub(p.heldAt) < 2*time.Second && (p.rate == 0 || p.rate > float64(p.limit))
+	s := pathState{queue: p.mean, full: limited || p.mean > pacerTarget/2}
+	if p.rate > 0 {
+		s.holds = p.capacity * (p.least() + pacerTarget).Seconds()
+	}
+	return s
+}
+
+// frame is how many bytes on the link a frame should take at most, a tenth of a second's worth:
+// connections take turns by frames, and one that loses a packet holds its frame back.
+func (p *pacer) frame() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.rate == 0 {
+		return 32 << 10
+	}
+	return min(max(int(p.capacity/10), 8<<10), 64<<10)
 }

@@ -58,11 +58,17 @@ type session struct {
 	changed chan struct{} // capacity 1: the Source moved
 	pacer   pacer
 
+	// Owned by samplePath, which the pacer calls one at a time.
+	sampled []*worker // scratch
+	onLink  int64     // bytes that bulk's connections sent
+
 	mu         sync.Mutex // guards the following
+	frame      int        // raw bytes of a frame that is not live
+	mostFrame  int        // does not change
 	sender     *uplink.Sender
 	workers    []*worker
-	sampled    []carrier // scratch of samplePath, which the pacer calls one at a time
 	partitions []uplinkPartition
+	moved      []int // of advance
 	generation uint64
 	queue      []wire.Message // to write, bounded by maxQueued
 	writeKick  chan struct{}  // capacity 1
@@ -143,7 +149,8 @@ func open(ctx context.Context, c *Client, conn carrier, hub string, sequence uin
 	if w.FrameBytes > 0 {
 		frame = min(frame, int(w.FrameBytes))
 	}
-	s.sender = uplink.NewSender(uplink.SenderConfig{WindowBytes: int64(c.cfg.WindowBytes), LiveBytes: min(liveReadBytes, frame), FrameBytes: frame, MaxWants: maxWants}, inv, w.Credit)
+	s.frame, s.mostFrame = min(frame, 64<<10), frame
+	s.sender = uplink.NewSender(uplink.SenderConfig{WindowBytes: int64(c.cfg.WindowBytes), LiveBytes: min(liveReadBytes, frame), FrameBytes: s.frame, MaxWants: maxWants}, inv, w.Credit)
 	s.pacer.sample, s.pacer.limit = s.samplePath, c.cfg.RateLimit
 	s.setPartitions(inv)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
@@ -311,11 +318,35 @@ func (s *session) writeControl() {
 // sent what came after this one's Hello, and a hub that holds it is no other log. Called with mu held.
 func (s *session) refresh(partition uint32) {
 	for i := range s.partitions {
-		if p := &s.partitions[i]; p.id == partition {
-			p.start, p.next = s.c.cfg.Source.Bounds(p.topic, p.index)
-			s.sender.Advance(p.topic, p.index, p.start, p.next)
+		if s.partitions[i].id == partition {
+			s.advance(i, i+1)
 		}
 	}
+}
+
+// advance tells the Sender how far the partitions [from, to) of the session reach now.
+// Where a start has moved it hears first why: the Source has the reason before it moves the
+// start, so the reasons are asked for after the bounds. Else the Sender would take what was
+// evicted for expired. The caller has mu.
+func (s *session) advance(from, to int) {
+	src := s.c.cfg.Source
+	changed, freed := s.moved[:0], false
+	for i := from; i < to; i++ {
+		p := &s.partitions[i]
+		if start, next := src.Bounds(p.topic, p.index); start != p.start || next != p.next {
+			freed = freed || start != p.start
+			p.start, p.next = start, next
+			changed = append(changed, i)
+		}
+	}
+	if freed {
+		s.propose(src.Gaps())
+	}
+	for _, i := range changed {
+		p := &s.partitions[i]
+		s.sender.Advance(p.topic, p.index, p.start, p.next)
+	}
+	s.moved = changed
 }
 
 // watchSource tells the Sender what became durable.
@@ -336,20 +367,15 @@ func (s *session) watchSource() {
 				s.close(wire.CodeShutdown, "the node's log began a new epoch")
 				return
 			}
+			s.propose(src.Gaps())
 			s.sender.Inventory(inv)
 			s.setPartitions(inv)
 			s.mu.Unlock()
 			s.send(&inv)
-			s.proposeGaps()
+			s.proposeGaps() // those of new partitions
 			s.mu.Lock()
 		}
-		for i := range s.partitions {
-			p := &s.partitions[i]
-			if start, next := src.Bounds(p.topic, p.index); start != p.start || next != p.next {
-				p.start, p.next = start, next
-				s.sender.Advance(p.topic, p.index, start, next)
-			}
-		}
+		s.advance(0, len(s.partitions))
 		s.settle()
 	}
 }
@@ -357,11 +383,16 @@ func (s *session) watchSource() {
 func (s *session) proposeGaps() {
 	gaps := s.c.cfg.Source.Gaps()
 	s.mu.Lock()
+	s.propose(gaps)
+	s.settle()
+}
+
+// propose needs mu.
+func (s *session) propose(gaps []GapProposal) {
 	for i := range gaps {
 		g := &gaps[i]
 		s.sender.Propose(g.Topic, g.Partition, g.Epoch, g.Gap)
 	}
-	s.settle()
 }
 
 func (s *session) readControl() {

@@ -14,17 +14,23 @@ import (
 
 // quic-go's sender is Reno: one connection at 100 ms and 1 % random loss carries
 // 1.75 Mbit/s, whatever the link. A backlog is therefore striped over further
-// connections, as many as help:
+// connections, as many as help. What tells is the sum of their congestion windows
+// beside what the link holds, capacity times (least round trip + the pacer's target):
 //
-//   - loss without a queue, and the connections rather than the pacer hold the backlog: one more
-//   - a queue that the pacer cannot keep short: one less
+//   - losses, no queue, and the windows do not fill the link with stripeRoom to spare: more, as
+//     many as would fill it with fresh windows. While the capacity is not known, half as many again
+//   - a queue that the pacer cannot keep short, or windows far beyond the link: one less
 //   - no backlog for a while: none
 //
 // Frames of a partition then overtake each other; the hub restores the order within
 // the credit. A bulk connection that dies costs a resend, not the session.
 const (
-	stripeEvery = time.Second
-	stripeIdle  = 10 * time.Second
+	stripeEvery  = 250 * time.Millisecond
+	stripeIdle   = 10 * time.Second
+	stripeLosses = 10 * time.Second // how long a loss is remembered
+	stripeRoom   = 1.4
+	stripeExcess = 4.0
+	freshWindow  = 32 * 1200 // of a new connection
 )
 
 // stripe is one bulk connection.
@@ -45,17 +51,30 @@ func (s *session) runStripes() {
 		return
 	}
 	var (
-		open             []*stripe
-		sent, lost       uint64
-		busy             = time.Time{} // bulk had something to send
-		tick             = time.NewTicker(stripeEvery)
-		lastAdd, retryAt time.Time
+		open     []*stripe
+		dialling = map[int]bool{}
+		dialled  = make(chan dialledStripe)
+		lost     uint64
+		lostAt   time.Time // packets were lost
+		busy     time.Time // bulk had something to send
+		changed  time.Time // a connection more or less
+		retryAt  time.Time
+		tick     = time.NewTicker(stripeEvery)
 	)
 	defer tick.Stop()
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
+		case d := <-dialled:
+			delete(dialling, d.number)
+			if d.err != nil {
+				s.log.Debug("no further bulk connection", "err", closeReason(d.err))
+				retryAt = time.Now().Add(30 * time.Second)
+				continue
+			}
+			open = append(open, d.stripe)
+			continue
 		case <-tick.C:
 		}
 		now := time.Now()
@@ -73,40 +92,68 @@ func (s *session) runStripes() {
 		if pending {
 			busy = now
 		}
-		var sumSent, sumLost uint64
 		main := s.conn.ConnectionStats()
-		usable := 0
-		queue, peak := s.pacer.queued()
-		inflated := queue > max(2*pacerTarget, main.MinRTT/2)
-		for _, q := range append([]quic.ConnectionStats{main}, s.look(open, now)...) {
-			sumSent, sumLost = sumSent+q.PacketsSent, sumLost+q.PacketsLost
-		}
-		for _, x := range open {
-			if !x.retired {
+		windows, sumLost, usable := main.CongestionWindow, main.PacketsLost, 0
+		for i, q := range s.look(open, now) {
+			sumLost += q.PacketsLost
+			if !open[i].retired {
+				windows += q.CongestionWindow
 				usable++
 			}
 		}
-		dSent, dLost := int64(sumSent-sent), int64(sumLost-lost)
-		sent, lost = sumSent, sumLost
+		if sumLost > lost {
+			lostAt = now
+		}
+		lost = sumLost
+		path := s.pacer.path(now)
+		settled := now.Sub(changed) > max(stripeEvery, 3*main.SmoothedRTT)
+		more := 0
+		if pending && !path.full && settled && now.Sub(lostAt) < stripeLosses && now.After(retryAt) && len(dialling) == 0 {
+			more = wanted(path.holds, float64(windows), usable)
+		}
 		switch {
 		case now.Sub(busy) > stripeIdle:
 			for _, x := range open {
 				x.stop()
 			}
-		case inflated && usable > 0 && now.Sub(lastAdd) > 5*time.Second:
-			open[len(open)-1].stop()
-			lastAdd = now
-		case pending && peak < pacerTarget*3/4 && !s.pacer.holds(now) && usable < most && now.After(retryAt) && dSent > 20 && dLost*1000 > dSent && now.Sub(lastAdd) >= max(stripeEvery, 4*main.SmoothedRTT):
-			x, err := s.openStripe(freeNumber(open))
-			if err != nil {
-				s.log.Debug("no further bulk connection", "err", closeReason(err))
-				retryAt = now.Add(30 * time.Second)
-				continue
+		case usable > 0 && now.Sub(changed) > 5*time.Second &&
+			(path.queue > max(2*pacerTarget, main.MinRTT/2) || path.full && path.holds > 0 && float64(windows) > stripeExcess*path.holds):
+			open[slices.IndexFunc(open, func(x *stripe) bool { return !x.retired })].stop()
+			changed = now
+		default:
+			for range min(more, most-usable) {
+				changed = now
+				n := freeNumber(open, dialling)
+				dialling[n] = true
+				s.wg.Go(func() {
+					x, err := s.openStripe(n)
+					select {
+					case dialled <- dialledStripe{n, x, err}:
+					case <-s.ctx.Done():
+					}
+				})
 			}
-			open = append(open, x)
-			lastAdd = now
 		}
 	}
+}
+
+type dialledStripe struct {
+	number int
+	stripe *stripe
+	err    error
+}
+
+// wanted is how many connections more would fill a link that holds so many bytes, beside
+// windows of so many bytes on usable stripes and the main connection.
+func wanted(holds, windows float64, usable int) int {
+	if holds == 0 { // not known: the start
+		return (usable + 2) / 2
+	}
+	lacks := stripeRoom*holds - windows
+	if lacks <= 0 {
+		return 0
+	}
+	return min(1+int(lacks/freshWindow), usable+2)
 }
 
 // look reads the connections' statistics, and closes one that carries data and hears nothing.
@@ -128,9 +175,9 @@ func (s *session) look(open []*stripe, now time.Time) []quic.ConnectionStats {
 	return out
 }
 
-func freeNumber(open []*stripe) int {
+func freeNumber(open []*stripe, dialling map[int]bool) int {
 	for n := 1; ; n++ {
-		if !slices.ContainsFunc(open, func(x *stripe) bool { return x.number == n }) {
+		if !dialling[n] && !slices.ContainsFunc(open, func(x *stripe) bool { return x.number == n }) {
 			return n
 		}
 	}

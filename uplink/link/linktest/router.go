@@ -191,7 +191,7 @@ func (r *Router) SendPacket(p simnet.Packet) error {
 	n := len(p.Data) + 28 // IP and UDP headers
 	d.stats.Packets++
 	d.stats.Bytes += int64(n)
-	if d.down || d.Loss > 0 && r.rng.Float64() < d.Loss || d.drop != nil && d.drop(len(p.Data)) {
+	if d.down || d.drop != nil && d.drop(len(p.Data)) {
 		d.stats.Lost++
 		return nil
 	}
@@ -206,12 +206,23 @@ func (r *Router) SendPacket(p simnet.Packet) error {
 		}
 		d.free = d.free.Add(time.Duration(float64(n) * 8e9 / d.Rate))
 	}
+	if d.Loss > 0 && r.rng.Float64() < d.Loss { // on the way: it took its time on the link
+		d.stats.Lost++
+		return nil
+	}
 	d.queue = append(d.queue, delayed{d.free.Add(d.Delay), p})
 	if !d.running {
 		d.running = true
 		time.AfterFunc(d.queue[0].at.Sub(now), func() { r.run(d) })
 	}
 	return nil
+}
+
+// Queued is how long what waits in the node's queue takes.
+func (l *Link) Queued() time.Duration {
+	l.r.mu.Lock()
+	defer l.r.mu.Unlock()
+	return max(0, time.Until(l.dirs[0].free))
 }
 
 // run delivers what is due and arms the timer for the next.
