@@ -179,7 +179,7 @@ func (x *inspector) segment(path string, tail bool) (int64, error) {
 	}
 	x.ci.Segments++
 	x.ci.Bytes += int64(len(data))
-	complete, _, whole, _ := lastComplete(sc)
+	complete := lastComplete(sc)
 	for i := range sc.entries {
 		x.entry(name, &sc.entries[i])
 	}
@@ -189,8 +189,8 @@ func (x *inspector) segment(path string, tail bool) (int64, error) {
 		x.in.problem(x.class, name, sc.tornAt, "loss", "%d bytes at the end hold no valid entry, and segments follow", sc.size-sc.tornAt)
 	case tail && sc.tornAt < sc.size:
 		x.in.problem(x.class, name, sc.tornAt, "note", "%d bytes of a torn tail, never acknowledged: the next start cuts them", sc.size-sc.tornAt)
-	case tail && len(sc.entries) > 0 && (!whole || complete < sc.end):
-		x.in.problem(x.class, name, complete, "note", "the last commit is not whole, never acknowledged: the next start cuts it")
+	case tail && len(sc.entries) > 0 && (!complete.ok || complete.end < sc.end):
+		x.in.problem(x.class, name, complete.end, "note", "the last commit is not whole, never acknowledged: the next start cuts it")
 	}
 	return int64(len(data)), nil
 }

@@ -134,26 +134,62 @@ func (l *classLog) scan(seg *segment) (*segmentScan, []byte, error) {
 	return sc, b, nil
 }
 
-// lastComplete returns the end of the last complete commit in a scan, whether
-// there is one, and whether valid entries follow damage behind it. A commit whose
-// first entries are in the segment before counts as complete by its last.
-func lastComplete(sc *segmentScan) (end int64, next uint64, ok, rot bool) {
-	broken := false
+// commitEnd is the last complete commit in a scan.
+type commitEnd struct {
+	end    int64  // of its last entry
+	next   uint64 // index after it
+	commit uint64
+	ok     bool // there is one
+	began  bool // its first entry is in this segment, too
+	rot    bool // valid entries follow damage behind it
+}
+
+// lastComplete finds the last complete commit in a scan. A commit whose first entries
+// are in the segment before counts as complete by its last; see spansHole.
+func lastComplete(sc *segmentScan) (c commitEnd) {
+	broken, began := false, false
 	for i := range sc.entries {
 		e := &sc.entries[i]
 		if e.damaged {
 			broken = broken || e.lost > 0
-			rot = true
+			c.rot = true
 			continue
 		}
 		if e.env.flags&flagFirst != 0 {
-			broken = false
+			broken, began = false, true
 		}
 		if e.env.flags&flagLast != 0 && !broken {
-			end, next, ok, rot = e.end, e.env.index+1, true, false
+			c = commitEnd{end: e.end, next: e.env.index + 1, commit: e.env.commit, ok: true, began: began}
+			began = false
 		}
 	}
-	return end, next, ok, rot
+	return c
+}
+
+// spansHole tells whether the commit that ends in segment k began before a segment
+// that is not there. The names of the segments that a commit begins are made durable
+// together, at its end; until then a power cut may leave the later without the
+// earlier, and nothing of the commit was acknowledged. before is the segment in
+// front of the hole.
+func (l *classLog) spansHole(r *recovered, k int, commit uint64) (before int, hole bool, err error) {
+	for j := k - 1; j >= 0; j-- {
+		sc, _, err := l.scan(r.segs[j])
+		if err != nil {
+			return 0, false, err
+		}
+		if next := r.segs[j+1].first; sc.next < next && sc.tornAt == sc.size {
+			// Or it was cut short by something else. A side file is written only when
+			// the names are durable.
+			x, err := readSide(l.s.cfg.FS, l.sidePath(r.segs[j].first), false)
+			return j, err != nil || x.first != r.segs[j].first || x.last+1 != next, nil
+		}
+		for i := range sc.entries {
+			if e := &sc.entries[i]; !e.damaged && (e.env.commit != commit || e.env.flags&flagFirst != 0) {
+				return 0, false, nil
+			}
+		}
+	}
+	return 0, false, nil
 }
 
 // cutTail cuts the log behind its last complete commit: what a power cut left of
@@ -169,12 +205,23 @@ func (l *classLog) cutTail(r *recovered) error {
 		if err != nil {
 			return err
 		}
-		e, n, ok, bad := lastComplete(sc)
-		rot = rot || bad
-		if ok {
-			end, next = e, n
-			break
+		c := lastComplete(sc)
+		rot = rot || c.rot
+		if !c.ok {
+			continue
 		}
+		if !c.began {
+			before, hole, err := l.spansHole(r, k, c.commit)
+			if err != nil {
+				return err
+			}
+			if hole {
+				k = before + 1
+				continue
+			}
+		}
+		end, next = c.end, c.next
+		break
 	}
 	if k < 0 { // not one complete commit
 		k, end, next = 0, 0, r.segs[0].first
