@@ -346,8 +346,10 @@ func (l *classLog) spansUpTo(parts []*Partition, index uint64) (map[*Partition]i
 	ends, acked := make(map[*Partition]int64), true
 	for _, p := range parts {
 		p.mu.RLock()
-		for i := 0; i < len(p.spans) && p.spans[i].seg.last <= index; i++ {
-			ends[p] = p.spans[i].next
+		for i := range p.spans {
+			if seg := p.spans[i].seg; seg.clean == nil && seg.last <= index {
+				ends[p] = p.spans[i].next
+			}
 		}
 		p.mu.RUnlock()
 		if off, ok := ends[p]; ok && off > p.acked.Load() {

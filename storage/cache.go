@@ -152,7 +152,7 @@ func (l *classLog) index(seg *segment) (*segmentIndex, error) {
 	if x := l.side.get(seg); x != nil {
 		return x, nil
 	}
-	x, err := readSide(l.s.cfg.FS, l.sidePath(seg.first), true)
+	x, err := readSide(l.s.cfg.FS, l.sideOf(seg), true)
 	if err == nil && x.first == seg.first && x.last == seg.last && x.size == seg.size {
 		l.side.put(seg, x)
 		return x, nil
@@ -166,7 +166,7 @@ func (l *classLog) index(seg *segment) (*segmentIndex, error) {
 	if !sc.damaged() && sc.tornAt == sc.size {
 		// A damaged one stays without a side file, so that the next Open reads
 		// and repairs it. The floor 0 makes Open read more than it must.
-		if err := writeSide(l.s.cfg.FS, l.sidePath(seg.first), x); err != nil {
+		if err := writeSide(l.s.cfg.FS, l.sideOf(seg), x); err != nil {
 			l.lg.Warn("write side file", "err", err)
 		}
 	}

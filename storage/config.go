@@ -50,6 +50,9 @@ type Config struct {
 	// RetentionInterval is how often retention is applied; 0 is 30 s, negative
 	// never (but for calls of Store.Retain and for the disk budget).
 	RetentionInterval time.Duration
+	// CompactBytes bounds the memory of a compaction's keys; 0 is 64 MiB, which is
+	// two million keys at once. More are compacted in several passes.
+	CompactBytes int64
 	// Now is the clock, nil time.Now. It stamps commits and drives retention.
 	Now func() time.Time
 	// Rand makes ids, nil crypto/rand.

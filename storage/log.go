@@ -120,9 +120,9 @@ func newClassLog(s *Store, cfg ClassConfig) *classLog {
 		lg:     s.cfg.Logger.With("class", cfg.Name),
 		segDir: filepath.Join(dir, "log"), idxDir: filepath.Join(dir, "index"), quarDir: filepath.Join(dir, "quarantine"),
 		cleanDir: filepath.Join(dir, "compact"),
-		wake:  make(chan struct{}, 1),
-		done:  make(chan struct{}),
-		state: newStateMap(s.cfg.Folds),
+		wake:     make(chan struct{}, 1),
+		done:     make(chan struct{}),
+		state:    newStateMap(s.cfg.Folds),
 	}
 	l.room.L = &l.mu
 	l.files.fs = s.cfg.FS

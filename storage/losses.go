@@ -125,7 +125,7 @@ func (l *classLog) damaged(p *Partition, seg *segment, r ref, cause error) {
 	}
 	l.tasks = append(l.tasks, func() {
 		l.quarantine(seg.path, "rot", false)
-		l.s.cfg.FS.Remove(l.sidePath(seg.first))
+		l.s.cfg.FS.Remove(l.sideOf(seg))
 		if err := l.c.commitOps(l.appendLoss(nil, p, r.base, r.next, LossDamaged)); err != nil {
 			l.lg.Error("declare damage", "err", err)
 			return // the next Open finds it again

@@ -2,11 +2,14 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Partition is an ordered sequence of records with offsets, a view on the commit
@@ -30,6 +33,7 @@ type Partition struct {
 	// The index of durable batches. Guarded by mu.
 	mu      sync.RWMutex
 	start   int64
+	cleanTo int64   // what lies below was compacted: the first spans are of files with what is left
 	spans   []span  // in sealed segments, by offset; all end behind start
 	runMax  []int64 // greatest timestamp up to and including each span
 	tail    []ref   // in tailSeg
@@ -37,6 +41,15 @@ type Partition struct {
 	bytes   int64
 	holes   []hole // ranges found damaged since Open; reads step over them
 	fresh   []hole // of them, those whose row of the loss ledger is not durable yet
+
+	cleanListed int          // files that the state names
+	swaps       atomic.Int64 // changes when files are replaced: who does not find one looks again
+
+	compacting struct {
+		running     atomic.Bool
+		done, total atomic.Int64
+		since       time.Time // something waits for compaction; guarded by Store.compactMu
+	}
 
 	subs subscribers
 }
@@ -197,8 +210,12 @@ func (p *Partition) seal(seg *segment) (partIndex, bool) {
 
 // addSpan appends what a sealed segment holds. The caller has mu.
 func (p *Partition) addSpan(seg *segment, x *partIndex) {
-	p.spans = append(p.spans, span{seg: seg, base: x.base, next: x.next, min: x.min, max: x.max, bytes: x.bytes})
-	m := x.max
+	p.addSpanOf(span{seg: seg, base: x.base, next: x.next, min: x.min, max: x.max, bytes: x.bytes})
+}
+
+func (p *Partition) addSpanOf(s span) {
+	p.spans = append(p.spans, s)
+	m := s.max
 	if n := len(p.runMax); n > 0 {
 		m = max(m, p.runMax[n-1])
 	}
@@ -248,17 +265,30 @@ func (p *Partition) locate(dst []ref, from, limit int64, maxBytes int, whole boo
 		defer p.mu.RUnlock()
 		return p.tailSeg, p.pick(dst, p.tail, p.holes, from, limit, maxBytes, whole), nil
 	}
-	seg, holes := p.spans[i].seg, p.holes
+	seg, holes, swaps := p.spans[i].seg, p.holes, p.swaps.Load()
+	at := p.countsFrom(seg, from)
 	p.mu.RUnlock()
 	x, err := p.log.index(seg)
 	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) && p.swaps.Load() != swaps {
+			return p.locate(dst, from, limit, maxBytes, whole)
+		}
 		return nil, dst, err
 	}
 	part := x.part(p.id)
 	if part == nil {
 		return seg, dst, nil
 	}
-	return seg, p.pick(dst, part.refs, holes, from, limit, maxBytes, whole), nil
+	return seg, p.pick(dst, part.refs, holes, at, limit, maxBytes, whole), nil
+}
+
+// countsFrom is from, or where a segment of the log begins to count when a compaction
+// has taken what lies below. The caller has mu.
+func (p *Partition) countsFrom(seg *segment, from int64) int64 {
+	if seg.clean == nil {
+		return max(from, p.cleanTo)
+	}
+	return from
 }
 
 func (p *Partition) pick(dst, refs []ref, holes []hole, from, limit int64, maxBytes int, whole bool) []ref {

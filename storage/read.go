@@ -3,6 +3,7 @@ package storage
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"sort"
 	"sync"
@@ -31,6 +32,7 @@ func (p *Partition) Read(dst []byte, from int64, maxBytes int) (out []byte, next
 	var few [64]ref
 	begin := len(dst)
 	for from < hw {
+		swaps := p.swaps.Load()
 		seg, refs, err := p.locate(few[:0], from, hw, maxBytes-(len(dst)-begin), len(dst) == begin)
 		if err == nil && len(refs) == 0 {
 			break
@@ -44,6 +46,8 @@ func (p *Partition) Read(dst []byte, from int64, maxBytes int) (out []byte, next
 				return dst, from, nil // the next read meets it again
 			case errors.Is(err, fs.ErrNotExist) && from < start:
 				return dst, from, fmt.Errorf("%w: %d of %s/%d, deleted up to %d", ErrOffsetOutOfRange, from, p.topic.name, p.index, start)
+			case errors.Is(err, fs.ErrNotExist) && p.swaps.Load() != swaps:
+				continue // a compaction has replaced the file
 			}
 			return dst, from, err
 		}
@@ -64,10 +68,17 @@ func (p *Partition) restLost(from, hw int64) bool {
 // readRefs appends the batches of refs, which lie in seg, to dst, and returns the
 // offset after the last. A damaged one is declared and left out.
 func (p *Partition) readRefs(dst []byte, from int64, seg *segment, refs []ref) ([]byte, int64, error) {
+	next, err := p.eachEntry(seg, refs, func(env *envelope, _ *ref) { dst = append(dst, env.payload...) })
+	return dst, max(from, next), err
+}
+
+// eachEntry calls f for the entries of refs, which lie in seg, and returns the offset
+// after the last. A damaged one is declared and left out.
+func (p *Partition) eachEntry(seg *segment, refs []ref, each func(env *envelope, r *ref)) (next int64, err error) {
 	l := p.log
 	f, err := l.files.get(seg.path)
 	if err != nil {
-		return dst, from, &DiskError{"open", seg.path, err}
+		return next, &DiskError{"open", seg.path, err}
 	}
 	defer l.files.put(f)
 	bp := readBuffers.Get().(*[]byte)
@@ -80,39 +91,42 @@ func (p *Partition) readRefs(dst []byte, from int64, seg *segment, refs []ref) (
 		}
 		buf := (*bp)[:hi-lo]
 		if m, err := f.ReadAt(buf, lo); m < len(buf) {
-			return dst, from, &DiskError{"read", seg.path, err}
+			if seg.clean == nil || err != io.EOF {
+				return next, &DiskError{"read", seg.path, err}
+			}
+			clear(buf[m:]) // the file is shorter than the state says
 		}
 		for i := range refs[:n] {
 			r := &refs[i]
-			b, err := p.checked(buf[r.pos-lo:r.pos-lo+int64(r.size)], r)
+			env, err := p.checked(buf[r.pos-lo:r.pos-lo+int64(r.size)], r)
 			if err != nil {
 				l.damaged(p, seg, *r, err)
 			} else {
-				dst = append(dst, b...)
+				each(&env, r)
 			}
-			from = r.next
+			next = r.next
 		}
 		refs = refs[n:]
 	}
 	if cap(*bp) > 2*readSpan {
 		*bp = nil
 	}
-	return dst, from, nil
+	return next, nil
 }
 
-// checked verifies an entry against its ref and returns its batch.
-func (p *Partition) checked(b []byte, r *ref) (record.Batch, error) {
+// checked verifies an entry against its ref.
+func (p *Partition) checked(b []byte, r *ref) (envelope, error) {
 	env, err := decodeEnvelope(b)
 	if err != nil {
-		return nil, err
+		return env, err
 	}
 	if env.kind != entryData || env.partition != p.id || len(env.payload) < record.HeaderBytes {
-		return nil, fmt.Errorf("entry %d is of kind %d, partition %v", env.index, env.kind, env.partition)
+		return env, fmt.Errorf("entry %d is of kind %d, partition %v", env.index, env.kind, env.partition)
 	}
 	if batch := record.Batch(env.payload); batch.BaseOffset() == r.base && batch.NextOffset() == r.next {
-		return batch, nil
+		return env, nil
 	}
-	return nil, fmt.Errorf("entry %d holds other offsets than the index says", env.index)
+	return env, fmt.Errorf("entry %d holds other offsets than the index says", env.index)
 }
 
 // coalesce returns how many of refs one read should take: neighbours, with not
@@ -205,9 +219,13 @@ func (p *Partition) batchForTime(from, ts int64) (ref, bool, error) {
 			r, ok := firstForTime(p.tail, p.holes, from, ts)
 			return r, ok, nil
 		}
-		s, holes := p.spans[i], p.holes
+		s, holes, swaps := p.spans[i], p.holes, p.swaps.Load()
+		from = p.countsFrom(s.seg, from)
 		p.mu.RUnlock()
 		x, err := p.log.index(s.seg)
+		if errors.Is(err, fs.ErrNotExist) && p.swaps.Load() != swaps {
+			continue
+		}
 		if err != nil {
 			return ref{}, false, err
 		}

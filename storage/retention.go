@@ -96,6 +96,9 @@ func (p *Partition) retentionStart(cfg TopicConfig, now int64) int64 {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	start := p.start
+	if c := cfg.compacted(); c != nil && !c.Delete {
+		return start
+	}
 	if cfg.RetentionBytes > 0 {
 		total := p.bytes
 		drop := func(bytes, next int64) bool {
@@ -141,11 +144,9 @@ func (c *committer) dropSegments() error {
 	l := c.l
 	keep := l.tailSegment().first
 	for _, p := range l.partitions() {
-		p.mu.RLock()
-		if len(p.spans) > 0 {
-			keep = min(keep, p.spans[0].seg.first)
+		if seg := p.firstLogSegment(); seg != nil {
+			keep = min(keep, seg.first)
 		}
-		p.mu.RUnlock()
 	}
 	l.segMu.RLock()
 	n := 0

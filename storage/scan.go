@@ -158,7 +158,7 @@ func batchTimes(b record.Batch) (lo, hi int64) {
 		return hi, hi
 	}
 	if b.Count() == 1 {
-		return min(b.BaseTimestamp(), hi), hi
+		return hi, hi
 	}
 	if b.Codec() != record.CodecNone {
 		return math.MinInt64, hi

@@ -16,7 +16,7 @@ func (s *Store) Stats() Stats {
 		l.segMu.RLock()
 		c.Segments = len(l.segs)
 		l.segMu.RUnlock()
-		c.DiskBytes, c.Reserve = l.diskBytes(), l.reserve.held.Load()
+		c.DiskBytes, c.Reserve, c.CompactBytes = l.diskBytes(), l.reserve.held.Load(), l.cleanBytes.Load()
 		l.state.mu.RLock()
 		c.StateKeys, c.StateBytes = l.state.count, l.state.bytes
 		l.state.mu.RUnlock()
@@ -70,6 +70,14 @@ func (st *logStats) evicted(n int64, at time.Time) {
 func (st *logStats) damagedRecords(n int64) {
 	st.mu.Lock()
 	st.DamagedRecords += uint64(n)
+	st.mu.Unlock()
+}
+
+func (st *logStats) compacted(c *compactor) {
+	st.mu.Lock()
+	st.Compactions++
+	st.CompactedAway += uint64(c.seen - c.kept)
+	st.CompactedBytes += uint64(max(c.bytesIn-c.bytesOut, 0))
 	st.mu.Unlock()
 }
 

@@ -138,6 +138,9 @@ func (s *Store) checkTopicConfig(name string, c *TopicConfig) error {
 	case c.RetentionAge < 0 || c.RetentionBytes < 0:
 		return fmt.Errorf("%w: topic %q with negative retention", ErrInvalid, name)
 	}
+	if err := c.Compaction.check(); err != nil {
+		return fmt.Errorf("topic %q: %w", name, err)
+	}
 	c.Labels = maps.Clone(c.Labels)
 	return nil
 }
@@ -250,7 +253,8 @@ func (s *Store) alterTopic(name string, f func(*TopicConfig)) error {
 
 func sameConfig(a, b TopicConfig) bool {
 	return a.Partitions == b.Partitions && a.Class == b.Class && a.RetentionAge == b.RetentionAge &&
-		a.RetentionBytes == b.RetentionBytes && a.RetentionByArrival == b.RetentionByArrival && maps.Equal(a.Labels, b.Labels)
+		a.RetentionBytes == b.RetentionBytes && a.RetentionByArrival == b.RetentionByArrival && maps.Equal(a.Labels, b.Labels) &&
+		(a.Compaction == b.Compaction || a.Compaction != nil && b.Compaction != nil && *a.Compaction == *b.Compaction)
 }
 
 // DeleteTopic deletes a topic, durably. Its space comes back as segments go.
@@ -267,6 +271,7 @@ func (s *Store) DeleteTopic(name string) error {
 	for _, p := range parts {
 		p.deleted.Store(true) // from now on no append is taken
 		a.op(kindStart, opDelete, string(p.startKey()), nil)
+		a.op(kindClean, opDelete, string(p.startKey()), nil)
 		for _, row := range s.lossRows(p.log) {
 			if row.Partition == p.id {
 				a.op(kindLoss, opDelete, lossKey(row.Partition, row.Reason, row.From), nil)

@@ -27,6 +27,9 @@ type TopicConfig struct {
 	RetentionByArrival bool `cbor:"5,keyasint"`
 	// Labels are kept for the users of the store.
 	Labels map[string]string `cbor:"6,keyasint,omitempty"`
+	// Compaction keeps the newest record of each key; nil, or not On: no compaction.
+	// What it points to must not change.
+	Compaction *Compaction `cbor:"7,keyasint,omitempty"`
 }
 
 // Origin is the position at which a stored batch was first made durable. A hub
@@ -130,6 +133,10 @@ type ClassStats struct {
 	EvictedRecords  uint64
 	LastEvicted     time.Time // when records the hub does not have were given up last
 	DamagedRecords  uint64
+	CompactBytes    int64  // files of compacted partitions, part of DiskBytes
+	Compactions     uint64 // of partitions, since Open
+	CompactedAway   uint64 // records they took out
+	CompactedBytes  uint64 // bytes they read and did not write again
 	CommitNanos     uint64 // spent from taking a group to its fsync's end
 	Broken          error  // why the log does not take appends now, or nil
 	LastCommit      uint64
