@@ -35,7 +35,7 @@ func (d *daemon) sampleRSS(ctx context.Context, dur time.Duration) (float64, err
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return 0, ctx.Err()
+			return float64(top) / mb, ctx.Err()
 		}
 	}
 	return float64(top) / mb, nil

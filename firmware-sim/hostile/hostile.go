@@ -31,12 +31,19 @@ type Config struct {
 // Result counts what was done; it tells that the attack took place.
 type Result struct {
 	Idle, Slow                                  int64 // sockets open at the most
+	Refused, TimedOut                           int64 // of these: closed by the server at once, and later
 	BadLogins, LetIn, Topics, ClientIDs, Claims int64 // LetIn: bad logins that were accepted
 	DialFailed                                  int64
 }
 
+// And adds another attack: what was open at the most stays the most.
+func (r Result) And(o Result) Result {
+	return Result{max(r.Idle, o.Idle), max(r.Slow, o.Slow), r.Refused + o.Refused, r.TimedOut + o.TimedOut, r.BadLogins + o.BadLogins, r.LetIn + o.LetIn,
+		r.Topics + o.Topics, r.ClientIDs + o.ClientIDs, r.Claims + o.Claims, r.DialFailed + o.DialFailed}
+}
+
 func (r Result) String() string {
-	return fmt.Sprintf("%d idle and %d slow sockets, %d bad logins, %d topics, %d client ids, %d claims", r.Idle, r.Slow, r.BadLogins, r.Topics, r.ClientIDs, r.Claims)
+	return fmt.Sprintf("%d idle and %d slow sockets at once (%d refused, %d ended later), %d bad logins, %d topics, %d client ids, %d claims", r.Idle, r.Slow, r.Refused, r.TimedOut, r.BadLogins, r.Topics, r.ClientIDs, r.Claims)
 }
 
 type attack struct {
@@ -44,6 +51,7 @@ type attack struct {
 	next                                        atomic.Int64
 	idle, slow, idleMax, slowMax                atomic.Int64
 	badLogins, letIn, topics, ids, claims, fail atomic.Int64
+	refused, timedOut                           atomic.Int64
 }
 
 // Run attacks until ctx ends.
@@ -54,14 +62,10 @@ func Run(ctx context.Context, c Config) Result {
 	a := &attack{Config: c}
 	var wg sync.WaitGroup
 	for range c.Idle {
-		wg.Go(func() {
-			a.again(ctx, silent, 5*time.Second, func(nc net.Conn) { a.hold(ctx, nc, &a.idle, &a.idleMax, 0) })
-		})
+		wg.Go(func() { a.stay(ctx, &a.idle, &a.idleMax, 0) })
 	}
 	for range c.Slow {
-		wg.Go(func() {
-			a.again(ctx, silent, 5*time.Second, func(nc net.Conn) { a.hold(ctx, nc, &a.slow, &a.slowMax, time.Second) })
-		})
+		wg.Go(func() { a.stay(ctx, &a.slow, &a.slowMax, time.Second) })
 	}
 	a.rate(ctx, &wg, c.BadLogins, func(n int64) {
 		a.once(ctx, outside, func(nc net.Conn) {
@@ -103,7 +107,7 @@ func Run(ctx context.Context, c Config) Result {
 		})
 	}
 	wg.Wait()
-	return Result{a.idleMax.Load(), a.slowMax.Load(), a.badLogins.Load(), a.letIn.Load(), a.topics.Load(), a.ids.Load(), a.claims.Load(), a.fail.Load()}
+	return Result{a.idleMax.Load(), a.slowMax.Load(), a.refused.Load(), a.timedOut.Load(), a.badLogins.Load(), a.letIn.Load(), a.topics.Load(), a.ids.Load(), a.claims.Load(), a.fail.Load()}
 }
 
 // outside is where those without an account come from, inside those with one: an address
@@ -184,6 +188,31 @@ func (a *attack) rate(ctx context.Context, wg *sync.WaitGroup, perSecond int, f 
 			}
 		}
 	})
+}
+
+// stay keeps one socket open all the time: one that the server ends is opened again soon,
+// and one that it does not take after some seconds, or refusals would be all that there is.
+func (a *attack) stay(ctx context.Context, open, most *atomic.Int64, every time.Duration) {
+	for ctx.Err() == nil {
+		wait := 100 * time.Millisecond
+		a.once(ctx, silent, func(nc net.Conn) {
+			begin := time.Now()
+			a.hold(ctx, nc, open, most, every)
+			if ctx.Err() != nil {
+				return
+			}
+			if time.Since(begin) < time.Second {
+				a.refused.Add(1)
+				wait = 5 * time.Second
+			} else {
+				a.timedOut.Add(1)
+			}
+		})
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // hold keeps a socket open, saying nothing or a byte of a CONNECT now and then.

@@ -23,7 +23,7 @@ type client struct {
 	make    *payloads
 	session *ledger.Session
 	rng     *rand.Rand
-	hist    Hist
+	hists   []Hist // by phase
 	size    int
 	err     error
 
@@ -276,7 +276,7 @@ func (c *client) refill(send context.Context, conn net.Conn) (due time.Time, err
 // parse handles the packets in rbuf and keeps an incomplete rest.
 func (c *client) parse() error {
 	b := c.rbuf[:c.have]
-	now := int64(time.Since(c.base))
+	now, phase := int64(time.Since(c.base)), c.l.phase.Load()
 	run, runFrom, acked := 0, uint64(0), int64(0)
 	flush := func() {
 		c.session.Ack(runFrom, run)
@@ -322,7 +322,7 @@ func (c *client) parse() error {
 				}
 				run++
 				acked++
-				c.hist.Add(time.Duration(now-c.sentAt[slot]), 1)
+				c.hists[phase].Add(time.Duration(now-c.sentAt[slot]), 1)
 			}
 			if typ == typePubrec && !refused {
 				c.received[slot] = true

@@ -50,6 +50,8 @@ type Config struct {
 	Username, Password string
 	KeepAlive          uint16 // seconds announced; 0 = off. Only for loads that send at least that often.
 
+	Phases int // latencies are kept apart for so many phases, see Load.SetPhase; default 1
+
 	// CleanStart drops the session at each connect; what was unacknowledged is then forgotten.
 	CleanStart bool
 	// SessionExpiry in seconds for MQTT 5; default one day.
@@ -79,6 +81,7 @@ func (c Config) withDefaults() Config {
 	def(&c.Clients, 1)
 	def(&c.Window, 20)
 	def(&c.PayloadBytes, 120)
+	def(&c.Phases, 1)
 	if c.ClientPrefix == "" {
 		c.ClientPrefix = "load"
 	}

@@ -37,6 +37,15 @@ type Result struct {
 	MaxUs        int64   `json:"max_us"`
 	Failed       int64   `json:"failed_clients"`
 	FirstError   string  `json:"first_error,omitempty"`
+	Phases       []Phase `json:"phases,omitempty"` // see Load.SetPhase; one when it was not used
+}
+
+// Phase is the latency of what was acknowledged in one phase.
+type Phase struct {
+	Acked int64 `json:"acked"`
+	P50us int64 `json:"p50_us"`
+	P99us int64 `json:"p99_us"`
+	MaxUs int64 `json:"max_us"`
 }
 
 // Progress is a snapshot of a running load.
@@ -51,6 +60,8 @@ type Load struct {
 	dials   chan struct{} // bounds simultaneous connects
 
 	connected, published, acked, refused, resent, reconnects, lost atomic.Int64
+
+	phase atomic.Int32 // index into Result.Phases
 }
 
 // New checks the configuration.
@@ -79,6 +90,10 @@ func (l *Load) Progress() Progress {
 // Boot names the run in payloads and ledger.
 func (l *Load) Boot() uint64 { return l.c.Boot }
 
+// SetPhase says to which of Config.Phases the acknowledgements count from now on: the same
+// clients are measured under changing conditions.
+func (l *Load) SetPhase(i int) { l.phase.Store(int32(min(max(i, 0), l.c.Phases-1))) }
+
 // Run connects all clients, then publishes until Count, Duration or ctx ends it,
 // then waits up to Drain for the last acknowledgements. The clock of Result
 // starts when all clients are connected. An error means that no load was put on:
@@ -101,6 +116,7 @@ func (l *Load) Run(ctx context.Context) (Result, error) {
 			make: newPayloads(&l.c, id, topic), session: l.c.Ledger.Session(topic, l.c.Boot)}
 		c.size = len(c.make.template) - c.make.at.payload
 		c.sentAt = make([]int64, l.c.Window)
+		c.hists = make([]Hist, l.c.Phases)
 		c.early, c.received = make([]bool, l.c.Window), make([]bool, l.c.Window)
 		clients[i] = c
 		ready.Add(1)
@@ -124,10 +140,8 @@ func (l *Load) Run(ctx context.Context) (Result, error) {
 		r.PerSecond = float64(r.Acked) / r.Seconds
 		r.CPUPerM = r.CPUSeconds * 1e6 / float64(r.Acked)
 	}
-	var h Hist
 	var first error
 	for _, c := range clients {
-		h.Merge(&c.hist)
 		if c.err != nil {
 			r.Failed++
 			if first == nil {
@@ -135,6 +149,15 @@ func (l *Load) Run(ctx context.Context) (Result, error) {
 				r.FirstError = first.Error()
 			}
 		}
+	}
+	var h Hist
+	for i := range l.c.Phases {
+		var p Hist
+		for _, c := range clients {
+			p.Merge(&c.hists[i])
+		}
+		h.Merge(&p)
+		r.Phases = append(r.Phases, Phase{int64(p.N()), p.Quantile(.5).Microseconds(), p.Quantile(.99).Microseconds(), p.Max().Microseconds()})
 	}
 	r.P50us, r.P90us, r.P99us = h.Quantile(.5).Microseconds(), h.Quantile(.9).Microseconds(), h.Quantile(.99).Microseconds()
 	r.P999us, r.MaxUs = h.Quantile(.999).Microseconds(), h.Max().Microseconds()
