@@ -194,9 +194,6 @@ type Server struct {
 	log       *slog.Logger
 	apis      map[int16]api
 	clusterID string
-	epoch     int32           // leader epoch of every partition: the store's
-	epochMu   sync.RWMutex    // guards epoch and epochs
-	epochs    map[int32]forks // where each epoch began
 	requests  *semaphore.Weighted
 	responses *semaphore.Weighted
 	producers *producers
@@ -228,9 +225,6 @@ func NewServer(cfg Config) (*Server, error) {
 	}
 	for _, a := range table() {
 		s.apis[a.key] = a
-	}
-	if err := s.loadEpochs(); err != nil {
-		return nil, err
 	}
 	s.stats = newStats(cfg.Metrics, s)
 	s.groups = newGroups(s)
