@@ -145,7 +145,7 @@ func (e *env) flashRun(ctx context.Context, mkfs []string, interval string, dur 
 	}
 	took := after.at.Sub(before.at)
 	m.events = after.acked - before.acked
-	if rate := float64(m.events) / took.Seconds(); rate < 98 || rate > 102 {
+	if rate := float64(m.events) / took.Seconds(); rate < 94 || rate > 106 { // at an interval of 1 s the sample may miss a commit at either end
 		return m, fmt.Errorf("%.1f events/s were acknowledged, not 100", rate)
 	}
 	written := float64(after.sectors-before.sectors) * 512
