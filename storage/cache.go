@@ -163,6 +163,9 @@ func (l *classLog) index(seg *segment) (*segmentIndex, error) {
 	}
 	x = collectIndex(sc, seg.first)
 	x.last, x.size = seg.last, seg.size
+	if seg.clean != nil {
+		l.declareClean(seg, sc)
+	}
 	if !sc.damaged() && sc.tornAt == sc.size {
 		// A damaged one stays without a side file, so that the next Open reads
 		// and repairs it. The floor 0 makes Open read more than it must.

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -438,4 +439,107 @@ func TestReadersDuringCompaction(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	tb.check(tb.p.HighWatermark())
+}
+
+// TestTheLogCountsOnlyFromWhereCompactionCame: a segment whose index was rebuilt tells
+// of batches that a compaction has taken over; nobody reads them again.
+func TestTheLogCountsOnlyFromWhereCompactionCame(t *testing.T) {
+	tb := newTable(t, rules())
+	tb.put(kv{key: "a", null: true})
+	tb.compact()
+	for tb.s.Stats().Classes[0].Segments < 3 {
+		tb.put(kv{key: fmt.Sprint("b", len(tb.all)), value: "long enough to fill a segment"})
+	}
+	c := rules()
+	c.MinLag = 10 * time.Hour // so that only the tombstone goes
+	if err := tb.s.SetTopicConfig("table", storage.TopicConfig{Compaction: &c}); err != nil {
+		t.Fatal(err)
+	}
+	if err := tb.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(tb.dir, "main", "index")); err != nil {
+		t.Fatal(err)
+	}
+	tb.now = tb.now.Add(2 * time.Hour)
+	tb.open()
+	tb.compact()
+	if left := tb.check(0); left[0] || len(left) != len(tb.all)-1 {
+		t.Fatalf("%d left of %d, the tombstone %v", len(left), len(tb.all), left[0])
+	}
+	if off, _, ok, err := tb.p.OffsetForTime(0); err != nil || !ok || off != 1 {
+		t.Fatalf("offset %d %v %v", off, ok, err)
+	}
+}
+
+// TestRotInACompactedPartition: a damaged, cut or missing file costs what was in it,
+// declared, and nothing else; check --repair takes it out; readers come to the end.
+func TestRotInACompactedPartition(t *testing.T) {
+	for _, how := range []string{"flip", "flip without index", "cut", "missing"} {
+		t.Run(how, func(t *testing.T) {
+			tb := newTable(t, rules())
+			tb.random(rand.New(rand.NewPCG(2, 2)), 200, 400)
+			tb.compact()
+			before := tb.check(tb.p.HighWatermark())
+			tb.put(kv{key: "new", value: "x"})
+			tb.s.Close()
+			if in, err := storage.Inspect(tb.dir, nil); err != nil || len(in.Problems) > 0 || in.Classes[0].Records < int64(len(before)+1) {
+				t.Fatalf("%+v %v", in, err)
+			}
+			files, _ := filepath.Glob(filepath.Join(tb.dir, "main", "compact", "*[0-9]"))
+			b := mustRead(t, files[0])
+			switch how {
+			case "flip", "flip without index":
+				b[len(b)/2] ^= 4
+				mustWrite(t, files[0], b)
+				if how != "flip" {
+					os.Remove(files[0] + ".idx")
+				}
+			case "cut":
+				mustWrite(t, files[0], b[:len(b)-len(b)/8])
+			case "missing":
+				os.Remove(files[0])
+			}
+			in, err := storage.Inspect(tb.dir, nil)
+			if err != nil || !in.Lossy() {
+				t.Fatalf("%+v %v", in.Problems, err)
+			}
+			tb.open()
+			left := map[int64]bool{}
+			for _, r := range tb.readFrom(tb.p.Start()) {
+				left[r.Offset] = true
+			}
+			tb.s.Close() // the declaration is on its way
+			tb.open()
+			declared := func(off int64) bool {
+				for _, l := range tb.s.Losses() {
+					if off >= l.From && off < l.To {
+						return true
+					}
+				}
+				return false
+			}
+			gone := 0
+			for off := range before {
+				if !left[off] {
+					gone++
+					if !declared(off) {
+						t.Fatalf("offset %d is gone and not declared: %+v", off, tb.s.Losses())
+					}
+				}
+			}
+			if gone == 0 || !left[int64(len(tb.all)-1)] || strings.HasPrefix(how, "flip") && gone > 12 || how == "cut" && gone > len(before)/3 {
+				t.Fatalf("%d of %d gone", gone, len(before))
+			}
+			tb.s.Close()
+			rep, err := storage.RepairDir(storage.RepairConfig{Dir: tb.dir})
+			if err != nil || rep.After.Lossy() {
+				t.Fatalf("%+v %v", rep.After.Problems, err)
+			}
+			tb.open()
+			if got := tb.read(tb.p.Start()); len(got) != len(left) {
+				t.Fatalf("%d records after the repair, %d before", len(got), len(left))
+			}
+		})
+	}
 }

@@ -35,6 +35,8 @@ type cleanFile struct {
 	Arrival int64  `cbor:"8,keyasint"`
 	Bytes   int64  `cbor:"9,keyasint"`
 	Horizon int64  `cbor:"10,keyasint"` // when the first tombstones in it may go, ms; 0: there are none
+
+	p *Partition
 }
 
 // cleanState is the value of kindClean: everything of the partition below To is in
@@ -50,6 +52,7 @@ func (l *classLog) cleanPath(id PartitionID, num uint64) string {
 
 // segmentOf describes a file to those who read segments.
 func (l *classLog) segmentOf(p *Partition, f *cleanFile) *segment {
+	f.p = p
 	return &segment{first: 1, last: f.Entries, size: f.Size, arrival: f.Arrival, path: l.cleanPath(p.id, f.Num), clean: f}
 }
 
@@ -88,6 +91,37 @@ func (l *classLog) loadClean(p *Partition) (lost []lostRange) {
 		p.bytes += f.Bytes
 	}
 	return lost
+}
+
+// declareClean declares what a scan of a partition's file did not find: the offsets
+// between sound entries with damage between them, and those behind the last.
+func (l *classLog) declareClean(seg *segment, sc *segmentScan) {
+	f := seg.clean
+	next, broken := f.Base, false
+	gone := func(to int64, pos int64) {
+		if next < to {
+			l.damaged(f.p, seg, ref{base: next, next: to, pos: pos}, errDamaged)
+		}
+	}
+	for i := range sc.entries {
+		e := &sc.entries[i]
+		if e.damaged {
+			broken = true
+			continue
+		}
+		r, ok := dataRef(&e.env, e.body)
+		if !ok {
+			broken = true
+			continue
+		}
+		if broken {
+			gone(r.base, e.pos)
+		}
+		next, broken = r.next, false
+	}
+	if broken || sc.next != f.Entries+1 {
+		gone(f.Next, sc.end)
+	}
 }
 
 // sweepClean removes files that the state does not name: of a compaction that a crash
@@ -223,6 +257,7 @@ type compactor struct {
 	last       int64 // the partition's last offset: its record stays, so that every reader comes to the end
 	d          *record.Decompressor
 	out        *cleanWriter
+	force      bool // write a file anew although everything in it stays
 
 	seen, kept        int64
 	bytesIn, bytesOut int64
@@ -324,7 +359,7 @@ func (c *compactor) rewrite(old []*segment, from, to, cleanTo int64) error {
 	if err == nil {
 		err = end()
 	}
-	if err == nil && len(old) == 1 && c.seen-seen == c.kept-kept && len(fresh) == 1 && fresh[0].clean.Horizon == old[0].clean.Horizon {
+	if err == nil && !c.force && len(old) == 1 && c.seen-seen == c.kept-kept && len(fresh) == 1 && fresh[0].clean.Horizon == old[0].clean.Horizon {
 		return nil // nothing went: the old one stays, the new one is swept
 	}
 	if err != nil {

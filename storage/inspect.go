@@ -129,6 +129,7 @@ func Inspect(dir string, progress func(done, total int64)) (*Inspection, error) 
 				progress(done, total)
 			}
 		}
+		ci.compacted(filepath.Join(dir, c.name, "compact"))
 		ci.finish(filepath.Join(dir, c.name, "quarantine"))
 	}
 	return in, nil

@@ -96,7 +96,11 @@ func RepairDir(c RepairConfig) (*RepairReport, error) {
 	}
 	id := s.Identity()
 	r.Done, r.Epoch = id.Recovered, id.Epoch.Number
-	if err := s.Close(); err != nil {
+	err = s.repairCompacted()
+	if cerr := s.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
 		return nil, err
 	}
 	r.After, err = Inspect(c.Dir, c.Progress)
@@ -125,16 +129,19 @@ func (c *RepairConfig) keep(in *Inspection) (copies []string, err error) {
 	copies = []string{}
 	seen := map[string]bool{}
 	for _, p := range in.Problems {
-		name := filepath.Join(p.Class, "log", p.File)
+		name := filepath.Join(p.Class, logFile(p.File))
 		if p.Settled || p.File == "" || seen[name] {
 			continue
 		}
 		seen[name] = true
 		b, err := os.ReadFile(filepath.Join(c.Dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		to := filepath.Join(p.Class, "quarantine", fmt.Sprintf("%s.check.%d", p.File, c.Now().UnixMilli()))
+		to := filepath.Join(p.Class, "quarantine", fmt.Sprintf("%s.check.%d", filepath.Base(p.File), c.Now().UnixMilli()))
 		if err := c.FS.MkdirAll(filepath.Join(c.Dir, p.Class, "quarantine"), dirPerm); err != nil {
 			return nil, err
 		}

@@ -62,6 +62,13 @@ func (t *Topic) Config() TopicConfig {
 	return c
 }
 
+// Compacted tells whether the topic is compacted by key.
+func (t *Topic) Compacted() bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.cfg.compacted() != nil
+}
+
 // Partitions are all partitions by index.
 func (t *Topic) Partitions() []*Partition {
 	t.mu.RLock()

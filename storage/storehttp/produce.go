@@ -125,8 +125,13 @@ func (h *Handler) commit(ctx context.Context, t *storage.Topic, items []item) (*
 	resp := &Produced{Records: make([]ProducedRecord, len(items))}
 	a := h.store.NewAppend(t.Config().Class)
 	keyless := int(turn.Add(1)) % len(parts) // one partition per request keeps its records together
+	compacted := t.Compacted()
 	for i := range items {
 		it := &items[i]
+		if compacted && it.key == nil {
+			return nil, &Error{Status: http.StatusUnprocessableEntity, Code: "no_key", Line: i + 1,
+				Message: fmt.Sprintf("record %d has no key, and topic %s is compacted (cleanup.policy)", i+1, t.Name())}
+		}
 		n := it.partition
 		switch {
 		case n < 0 && it.key != nil:

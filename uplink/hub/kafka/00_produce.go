@@ -23,7 +23,7 @@ import (
 // A partition's records must be exactly one RecordBatch v2, whole and valid to
 // the last record. It is stored as it came, compressed or not, and answered
 // when it is durable, with acks=1 as with acks=-1: there is one copy and it
-// is on disk. acks=0 has no answer; a refusal closes the connection. Batches
+// is on disk. A compacted topic takes no record without a key (INVALID_RECORD). acks=0 has no answer; a refusal closes the connection. Batches
 // of an idempotent producer are checked against its last five (producers.go).
 // Transactional and control batches are refused. The time-out of the request
 // is not used: the disk answers or fails.
@@ -239,6 +239,15 @@ func (c *conn) check(p *producePart) (*kerr.Error, string) {
 	case b.ProducerID() < -1 || b.ProducerID() >= 0 && (b.BaseSequence() < 0 || b.ProducerEpoch() < 0):
 		return kerr.InvalidRecord, "producer id, epoch and sequence do not belong together"
 	}
+	if p.p.Topic().Compacted() {
+		if at := firstWithoutKey(b, c.decompressor()); at >= 0 {
+			why := fmt.Sprintf("topic %s is compacted (cleanup.policy): a record without a key cannot be stored", p.p.Topic().Name())
+			er := kmsg.NewProduceResponseTopicPartitionErrorRecord()
+			er.RelativeOffset, er.ErrorMessage = at, &why
+			p.part().ErrorRecords = append(p.part().ErrorRecords, er)
+			return kerr.InvalidRecord, why
+		}
+	}
 	if d := c.s.cfg.MaxFuture; d > 0 {
 		if limit := c.s.cfg.Now().Add(d).UnixMilli(); b.MaxTimestamp() > limit {
 			return kerr.InvalidTimestamp, fmt.Sprintf("timestamp %d is more than %v ahead of the hub's clock", b.MaxTimestamp(), d)
@@ -246,6 +255,18 @@ func (c *conn) check(p *producePart) (*kerr.Error, string) {
 	}
 	p.batch = b
 	return nil, ""
+}
+
+// firstWithoutKey is the number of the first record without a key in a valid batch,
+// -1 when all have one.
+func firstWithoutKey(b record.Batch, d *record.Decompressor) int32 {
+	it := b.Iter(d)
+	for i := int32(0); it.Next(); i++ {
+		if it.Record().Key == nil {
+			return i
+		}
+	}
+	return -1
 }
 
 // commit submits the batches of one class.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -14,10 +12,8 @@ import (
 )
 
 // CreateTopics (key 19), v2 to v7. Durable when answered. Replication factor
-// -1 or 1; no explicit assignment. Of the configurations retention.ms and
-// retention.bytes are taken, cleanup.policy=delete, compression.type=producer
-// and message.timestamp.type=CreateTime are what we do anyway, others are
-// refused rather than ignored.
+// -1 or 1; no explicit assignment. Which configurations are taken stands in
+// topicconfig.go; others are refused rather than ignored.
 var createTopicsAPI = api{key: 19, name: "CreateTopics", min: 2, max: 7, handle: typed(createTopics)}
 
 const maxPartitions = 10000
@@ -82,38 +78,4 @@ func (c *conn) createTopic(rt kmsg.CreateTopicsRequestTopic, validateOnly bool) 
 	}
 	c.s.log.Info("kafka topic created", "topic", rt.Topic, "client", c.peer.ClientID, "remote", c.peer.Remote)
 	return t, nil, ""
-}
-
-// setTopicConfig sets one configuration by its Kafka name; without a value it is
-// that of def.
-func setTopicConfig(tc *storage.TopicConfig, def storage.TopicConfig, name string, value *string) error {
-	same := map[string]string{"cleanup.policy": "delete", "compression.type": "producer", "message.timestamp.type": "CreateTime"}
-	switch name {
-	case "retention.ms", "retention.bytes":
-		if value == nil {
-			if name == "retention.bytes" {
-				tc.RetentionBytes = def.RetentionBytes
-			} else {
-				tc.RetentionAge = def.RetentionAge
-			}
-			return nil
-		}
-		n, err := strconv.ParseInt(*value, 10, 64)
-		if err != nil || n < -1 || n == 0 {
-			return fmt.Errorf("%s %q: a number from 1, or -1 for no limit", name, *value)
-		}
-		n = max(n, 0) // ours: 0 is no limit
-		if name == "retention.bytes" {
-			tc.RetentionBytes = n
-		} else {
-			tc.RetentionAge = time.Duration(min(n, int64(100*365*24*time.Hour/time.Millisecond))) * time.Millisecond
-		}
-		return nil
-	}
-	if v, ok := same[name]; ok && (value == nil || v == *value) {
-		return nil
-	} else if ok {
-		return fmt.Errorf("%s: only %q", name, v)
-	}
-	return fmt.Errorf("configuration %q is not supported", name)
 }

@@ -7,45 +7,12 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
-
-	"tailrace/storage"
 )
 
 // DescribeConfigs (key 32), v1 to v4: topics, as far as our configuration has
 // a Kafka name, and the one broker, which has a handful that user interfaces
 // ask for. Synonyms and documentation are left out.
 var describeConfigsAPI = api{key: 32, name: "DescribeConfigs", min: 1, max: 4, handle: typed(describeConfigs)}
-
-type configEntry struct {
-	name, value string
-	typ         kmsg.ConfigType
-	isDefault   bool
-}
-
-func (e configEntry) source() kmsg.ConfigSource {
-	if e.isDefault {
-		return kmsg.ConfigSourceDefaultConfig
-	}
-	return kmsg.ConfigSourceDynamicTopicConfig
-}
-
-func topicConfigs(tc storage.TopicConfig, maxBatch int) []configEntry {
-	limit := func(n int64) string {
-		if n <= 0 {
-			return "-1"
-		}
-		return strconv.FormatInt(n, 10)
-	}
-	return []configEntry{
-		{"cleanup.policy", "delete", kmsg.ConfigTypeList, true},
-		{"compression.type", "producer", kmsg.ConfigTypeString, true},
-		{"max.message.bytes", strconv.Itoa(maxBatch), kmsg.ConfigTypeInt, true},
-		{"message.timestamp.type", "CreateTime", kmsg.ConfigTypeString, true},
-		{"min.insync.replicas", "1", kmsg.ConfigTypeInt, true},
-		{"retention.bytes", limit(tc.RetentionBytes), kmsg.ConfigTypeLong, tc.RetentionBytes == 0},
-		{"retention.ms", limit(tc.RetentionAge.Milliseconds()), kmsg.ConfigTypeLong, tc.RetentionAge == 0},
-	}
-}
 
 func describeConfigs(_ context.Context, c *conn, req *kmsg.DescribeConfigsRequest) (kmsg.Response, error) {
 	resp := kmsg.NewPtrDescribeConfigsResponse()

@@ -9,9 +9,8 @@ import (
 )
 
 // IncrementalAlterConfigs (key 44), v0 to v1. Topics only: what CreateTopics
-// takes may be set, or deleted, which is the hub's default. Appending to and
-// subtracting from lists is refused: there is no list with a choice. Durable
-// when answered. The older AlterConfigs (33) is left out, since it resets what
+// takes may be set, or deleted, which is the hub's default; cleanup.policy, the one
+// list with a choice, may be appended to and subtracted from. Durable when answered. The older AlterConfigs (33) is left out, since it resets what
 // is not named.
 var incrementalAlterConfigsAPI = api{key: 44, name: "IncrementalAlterConfigs", min: 0, max: 1, handle: typed(incrementalAlterConfigs)}
 
@@ -50,7 +49,11 @@ func (c *conn) alterConfigs(rr kmsg.IncrementalAlterConfigsRequestResource, vali
 		case kmsg.IncrementalAlterConfigOpDelete:
 			value = nil
 		default:
-			return kerr.InvalidConfig, fmt.Sprintf("%s: set or delete it", kv.Name)
+			if kv.Name != "cleanup.policy" || value == nil {
+				return kerr.InvalidConfig, fmt.Sprintf("%s: set or delete it", kv.Name)
+			}
+			policy := changedPolicy(tc, kv.Op, *value)
+			value = &policy
 		}
 		if err := setTopicConfig(&tc, c.s.cfg.TopicDefaults, kv.Name, value); err != nil {
 			return kerr.InvalidConfig, err.Error()
@@ -63,7 +66,7 @@ func (c *conn) alterConfigs(rr kmsg.IncrementalAlterConfigsRequestResource, vali
 		c.s.log.Error("kafka alter topic", "topic", rr.ResourceName, "err", err)
 		return storageError(err), err.Error()
 	}
-	c.s.log.Info("kafka topic altered", "topic", rr.ResourceName, "retention", tc.RetentionAge, "retention_bytes", tc.RetentionBytes,
+	c.s.log.Info("kafka topic altered", "topic", rr.ResourceName, "retention", tc.RetentionAge, "retention_bytes", tc.RetentionBytes, "cleanup_policy", cleanupPolicy(tc),
 		"client", c.peer.ClientID, "user", c.peer.User, "remote", c.peer.Remote)
 	return nil, ""
 }

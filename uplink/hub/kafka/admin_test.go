@@ -69,7 +69,7 @@ func TestAdminOfTopics(t *testing.T) {
 	if err := set("retention.ms", kadm.DeleteConfig, ""); err != nil || tp.Config().RetentionAge != 0 || tp.Config().RetentionBytes != 1_000_000 {
 		t.Fatalf("%v, %+v", err, tp.Config())
 	}
-	for _, bad := range [][2]string{{"retention.ms", "soon"}, {"cleanup.policy", "compact"}, {"segment.bytes", "1000"}} {
+	for _, bad := range [][2]string{{"retention.ms", "soon"}, {"cleanup.policy", "tidy"}, {"segment.bytes", "1"}, {"follower.replication.throttled.replicas", "*"}} {
 		if err := set(bad[0], kadm.SetConfig, bad[1]); !errors.Is(err, kerr.InvalidConfig) {
 			t.Errorf("%v: %v", bad, err)
 		}

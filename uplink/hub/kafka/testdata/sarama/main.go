@@ -1,6 +1,7 @@
 // Command saramamatrix runs sarama against a hub: saramamatrix HOST:PORT. It is a
 // module of its own, so that the hub does not depend on sarama. It prints "ok STEP"
-// for each step and ends with 1 at the first that fails.
+// for each step and ends with 1 at the first that fails. With a topic behind the address
+// it prints offset, key and value of all that partition 0 has.
 package main
 
 import (
@@ -250,9 +251,36 @@ func admin() {
 	ok("admin-delete")
 }
 
+func dump(topic string) {
+	cl, err := sarama.NewClient(addr, config())
+	check(err)
+	defer cl.Close()
+	end, err := cl.GetOffset(topic, 0, sarama.OffsetNewest)
+	check(err)
+	cs, err := sarama.NewConsumerFromClient(cl)
+	check(err)
+	pc, err := cs.ConsumePartition(topic, 0, sarama.OffsetOldest)
+	check(err)
+	for {
+		select {
+		case m := <-pc.Messages():
+			fmt.Printf("%d %s %s\n", m.Offset, m.Key, m.Value)
+			if m.Offset == end-1 {
+				return
+			}
+		case <-time.After(limit):
+			check(errors.New("time is up"))
+		}
+	}
+}
+
 func main() {
 	log.SetFlags(log.Lshortfile)
 	addr = []string{os.Args[1]}
+	if len(os.Args) > 2 {
+		dump(os.Args[2])
+		return
+	}
 	consume()
 	group("group-range", sarama.NewBalanceStrategyRange())
 	group("group-sticky", sarama.NewBalanceStrategySticky())
