@@ -19,7 +19,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -268,7 +267,7 @@ func (n *Node) open() error {
 	if n.mqtt, err = mqtt.NewServer(mqtt.Config{
 		Backend: n.ingest, State: state{n.store}, Log: replay{n.store, bridgeClients(n.bridgeCfg)}, Now: c.Now, Logger: n.logger.With("part", "mqtt"), TerseRefusals: c.MQTT.TerseRefusals,
 		Limits: mqtt.Limits{
-			MaxRecordBytes: int(c.MQTT.MaxRecordSize), MaxConnections: c.MQTT.MaxConnections, ReceiveMaximum: c.MQTT.ReceiveMaximum,
+			MaxRecordBytes: int(c.MQTT.MaxRecordSize), MaxConnections: c.MQTT.MaxConnections, MaxLogins: c.MQTT.MaxLogins, ReceiveMaximum: c.MQTT.ReceiveMaximum,
 			Sessions: c.MQTT.MaxSessions, MaxSessionExpiry: c.MQTT.MaxSessionExpiry, MaxKeepAlive: c.MQTT.MaxKeepAlive, RetainedBytes: int(c.MQTT.RetainedSize),
 			PublishRate: c.MQTT.Client.PublishRate, PublishBytes: int(c.MQTT.Client.BytesPerSecond), Subscriptions: c.MQTT.Client.MaxSubscriptions,
 			MaxPerAddress: c.MQTT.Address.MaxConnections, MaxLoginsPerAddress: c.MQTT.Address.MaxLogins,
@@ -290,11 +289,9 @@ func (n *Node) open() error {
 	if len(c.Uplink.Hubs) == 0 {
 		return nil
 	}
-	var proxy *url.URL
-	if p := c.Uplink.Proxy; p != "" {
-		if proxy, err = url.Parse(p); err != nil {
-			return fmt.Errorf("uplink.proxy: %w", err)
-		}
+	proxy, err := c.Uplink.proxy()
+	if err != nil {
+		return err
 	}
 	if n.link, err = link.NewClient(link.ClientConfig{
 		Fallback: c.Uplink.Fallback, Proxy: proxy, RateLimit: int64(c.Uplink.RateLimit),

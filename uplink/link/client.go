@@ -32,6 +32,9 @@ type Client struct {
 // NewClient checks the configuration; it starts nothing.
 func NewClient(cfg ClientConfig) (*Client, error) {
 	cfg, err := cfg.withDefaults()
+	if err == nil && cfg.Source == nil {
+		err = errors.New("uplink client: no Source")
+	}
 	if err != nil {
 		return nil, err
 	}

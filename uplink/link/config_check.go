@@ -28,9 +28,6 @@ func (c ClientConfig) withDefaults() (ClientConfig, error) {
 	if c.TLS == nil || len(c.TLS.Certificates) == 0 && c.TLS.GetClientCertificate == nil {
 		errs = append(errs, errors.New("no client certificate: the hub knows a node by it"))
 	}
-	if c.Source == nil {
-		errs = append(errs, errors.New("no Source"))
-	}
 	intIn(&errs, "WindowBytes", &c.WindowBytes, 8<<20, 256<<10, 64<<20)
 	intIn(&errs, "FrameBytes", &c.FrameBytes, 128<<10, 16<<10, 1<<20)
 	intIn(&errs, "LiveWindow", &c.LiveWindow, 32<<10, 1<<10, 1<<20)
@@ -137,7 +134,7 @@ func (c ServerConfig) withDefaults() (ServerConfig, error) {
 	}
 	c.TLS = c.TLS.Clone()
 	c.TLS.MinVersion = tls.VersionTLS13
-	c.TLS.NextProtos = []string{wire.ALPN}
+	c.TLS.NextProtos = []string{wire.ALPN, alpnTest}
 	c.TLS.ClientAuth = tls.RequireAndVerifyClientCert
 	return c, nil
 }

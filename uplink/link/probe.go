@@ -19,7 +19,7 @@ import (
 //	0x21 'T' 'R' 1 | kind u8: 0 ask, 1 answer | nonce 8 | boot 16 | spread u32 ms | zeros to 40
 //
 // A QUIC packet has bit 0x40 of its first byte set (RFC 9443), this one has not. The
-// answer is as long as the question: nothing is amplified. It is a hint only, anyone
+// answer is as long as the question, which may be longer with more zeros: nothing is amplified. It is a hint only, anyone
 // can forge it: it makes a node dial now what it would have dialled later. The boot id,
 // which Welcome named too, tells an outage of the link (dial at once) from a restart of
 // the hub (every node of the fleet notices: dial within spread).
@@ -48,7 +48,7 @@ func (s *Server) answerProbes(ctx context.Context, tr *quic.Transport) {
 		if err != nil {
 			return
 		}
-		if p := b[:n]; n == probeBytes && bytes.HasPrefix(p, probeMagic) && p[4] == probeAsk {
+		if p := b[:n]; n >= probeBytes && bytes.HasPrefix(p, probeMagic) && p[4] == probeAsk {
 			p[4] = probeAnswer
 			copy(p[13:29], s.boot[:])
 			binary.BigEndian.PutUint32(p[29:], uint32(s.cfg.RestartSpread.Milliseconds()))

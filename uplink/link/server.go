@@ -32,6 +32,8 @@ type Server struct {
 	nodes map[string]*node
 	byID  map[wire.ID]*hubSession
 	count int // sessions being admitted or running
+
+	tests tests
 }
 
 // node is what the server remembers of one node id. admit is held while a session
@@ -122,7 +124,7 @@ func (s *Server) acceptTCP(ctx context.Context, l net.Listener) {
 			err := tc.HandshakeContext(hctx)
 			cancel()
 			<-handshakes
-			if err != nil || tc.ConnectionState().NegotiatedProtocol != wire.ALPN {
+			if p := tc.ConnectionState().NegotiatedProtocol; err != nil || p != wire.ALPN && p != alpnTest {
 				raw.Close()
 				return
 			}
@@ -133,7 +135,12 @@ func (s *Server) acceptTCP(ctx context.Context, l net.Listener) {
 
 // serve runs one connection from its Hello to its end.
 func (s *Server) serve(ctx context.Context, conn carrier) {
-	err := s.connection(ctx, conn)
+	var err error
+	if isTest(conn.tlsState()) {
+		err = s.test(ctx, conn)
+	} else {
+		err = s.connection(ctx, conn)
+	}
 	conn.close(codeOf(err), closeText(err))
 }
 
