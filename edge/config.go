@@ -127,8 +127,14 @@ type TopicConfig struct {
 	// RetentionShare per stream, of the class's max_size, else of storage.max_size:
 	// 0.25 = a quarter; 0 = none. With RetentionSize the smaller counts.
 	RetentionShare float64 `yaml:"retention_share"`
-	// Mode of replication: "in-order" (default), "live-first" or "on-demand".
+	// Mode of replication: "in-order" (default); "live-first": after an outage the newest
+	// records at once, the gap by and by into the hub's topic <stream>.backfill;
+	// "on-demand": records stay here until somebody fetches a range of time.
 	Mode string `yaml:"mode"`
+	// Priority of sending, -100 to 100; default 0. What waits for the link goes in this order.
+	// Streams of 1 and above are urgent: alarms. They go on when a budget is used up or a
+	// schedule keeps the rest back.
+	Priority int `yaml:"priority"`
 }
 
 // MQTTConfig is the MQTT server.
@@ -139,6 +145,9 @@ type MQTTConfig struct {
 	MaxRecordSize ByteSize `yaml:"max_record_size"`
 	// MaxConnections of all listeners; default 20000.
 	MaxConnections int `yaml:"max_connections"`
+	// MaxLogins of all addresses together that have not logged in yet; default 2048. When it is
+	// reached the oldest of the address that has most makes room.
+	MaxLogins int `yaml:"max_logins"`
 	// ReceiveMaximum: unacknowledged QoS 1 and 2 publishes per MQTT 5 client; default 256.
 	ReceiveMaximum int `yaml:"receive_maximum"`
 	// MaxSessions remembered over disconnects and restarts; default 100000.
@@ -411,6 +420,7 @@ func (c Config) validate() error {
 		bad(t.RetentionShare == 0 || c.Storage.budget(t.Class) > 0, "topics[%d].retention_share: a share of what? set max_size of its storage class, or storage.max_size", i)
 		_, err = parseMode(t.Mode)
 		bad(err == nil, "topics[%d].mode: %v", i, err)
+		bad(t.Priority >= -maxPriority && t.Priority <= maxPriority, "topics[%d].priority %d: want -100 to 100", i, t.Priority)
 	}
 	c.validateMQTT(bad)
 	names := map[string]bool{}

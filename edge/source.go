@@ -130,10 +130,11 @@ func (s *source) Inventory() wire.Inventory {
 		for _, p := range t.Partitions() {
 			minTime, _ := p.StartTime()
 			maxTime, _ := p.LastTime()
+			mode, priority := s.streams.replication(t.Name())
 			inv.Partitions = append(inv.Partitions, wire.PartitionInfo{
 				ID: uint32(p.ID()), Topic: t.Name(), Partition: p.Index(), Start: p.Start(), Next: p.HighWatermark(),
-				MinTime: minTime, MaxTime: maxTime, Bytes: p.Bytes(), Mode: s.streams.mode(t.Name()), Class: t.Config().Class,
-				Acked: s.ackedOnly(p),
+				MinTime: minTime, MaxTime: maxTime, Bytes: p.Bytes(), Mode: mode, Class: t.Config().Class,
+				Acked: s.ackedOnly(p), Priority: priority,
 			})
 		}
 	}

@@ -52,10 +52,18 @@ func (s *streams) rule(name string) TopicConfig {
 	return TopicConfig{}
 }
 
-func (s *streams) mode(name string) wire.Mode {
-	m, _ := parseMode(s.rule(name).Mode)
-	return m
+// replication is how a stream goes to the hub. Our own streams go in order, before everything.
+func (s *streams) replication(name string) (wire.Mode, int32) {
+	if strings.HasPrefix(name, "__") {
+		return wire.ModeInOrder, maxPriority
+	}
+	r := s.rule(name)
+	m, _ := parseMode(r.Mode)
+	return m, int32(r.Priority)
 }
+
+// maxPriority of a stream; the least is its negative.
+const maxPriority = 100
 
 func parseMode(s string) (wire.Mode, error) {
 	switch s {

@@ -10,12 +10,17 @@ import (
 
 // observe reads a store from its first record to its last and shows every record to the
 // ledger.
-func observe(s *storage.Store, obs *ledger.Observer) error {
-	t, ok := s.Topic(stream)
+func observe(s *storage.Store, obs *ledger.Observer) error { return observeTopic(s, stream, obs, 0) }
+
+// observeTopic shows one topic to the ledger, its partitions counted from a number: the
+// partitions of two topics are not the same.
+func observeTopic(s *storage.Store, name string, obs *ledger.Observer, from int64) error {
+	t, ok := s.Topic(name)
 	if !ok {
 		return nil
 	}
 	d := record.NewDecompressor(16 << 20)
+	defer d.Close()
 	for _, p := range t.Partitions() {
 		for off := p.Start(); off < p.HighWatermark(); {
 			b, next, err := p.Read(nil, off, 1<<20)
@@ -39,7 +44,7 @@ func observe(s *storage.Store, obs *ledger.Observer) error {
 							topic = string(h.Value)
 						}
 					}
-					obs.SeePayload(topic, r.Value, ledger.Position{Partition: int64(p.Index()), Offset: r.Offset})
+					obs.SeePayload(topic, r.Value, ledger.Position{Partition: from + int64(p.Index()), Offset: r.Offset})
 				}
 				if it.Err() != nil {
 					return it.Err()

@@ -51,8 +51,17 @@ func (st *stream) build(old progressValue, take []entry) (*storage.Append, progr
 			prog.Stored += int64(en.batch.Count())
 			prog.MaxTime = max(prog.MaxTime, en.batch.MaxTimestamp())
 		}
-		last := take[n-1].batch
-		prog.LastOffset, prog.LastCRC = last.BaseOffset(), last.CRC()
+		last, to := take[n-1].batch, p
+		if take[0].back {
+			if to, err = e.companionPartition(st.assign.Assignment); err != nil {
+				return nil, prog, nil, fmt.Errorf("%s: %w", st.key.origin(), err)
+			}
+			prog.BackNext = last.NextOffset()
+			prog.Backfilled += last.NextOffset() - s.group[0].BaseOffset()
+		}
+		if last.BaseOffset() > prog.LastOffset {
+			prog.LastOffset, prog.LastCRC = last.BaseOffset(), last.CRC()
+		}
 		take = take[n:]
 
 		b := s.group[0]
@@ -65,7 +74,7 @@ func (st *stream) build(old progressValue, take []entry) (*storage.Append, progr
 		}
 		o := storage.Origin{Node: st.key.node, Epoch: st.key.epoch, Topic: st.key.topic, Partition: st.key.partition,
 			From: s.group[0].BaseOffset(), To: last.NextOffset()}
-		if err := a.Batch(p, b, &o); err != nil {
+		if err := a.Batch(to, b, &o); err != nil {
 			return nil, prog, nil, fmt.Errorf("%s: batch at offset %d: %w", st.key.origin(), o.From, err)
 		}
 		e.stats.batchesStored.Add(1)
@@ -91,7 +100,7 @@ func (e *Embedded) run(take []entry) int {
 	n := 1
 	for n < len(take) {
 		b := take[n].batch
-		if b == nil || b.BaseOffset() != next || !mergeable(b) ||
+		if b == nil || take[n].back != take[0].back || b.BaseOffset() != next || !mergeable(b) ||
 			records+b.Count() > e.cfg.MergeRecords || bytes+len(b) > e.cfg.MergeBytes {
 			break
 		}

@@ -48,9 +48,10 @@ type Progress struct {
 	Topic     string
 	Partition int
 	Held      uplink.RangeSet // stored or declared lost
-	Last      *wire.Held      // the last batch stored, as the node stored it; nil before the first
+	Last      *wire.Held      // the highest batch stored, as the node stored it; nil before the first
 	MaxTime   int64           // largest record timestamp stored, ms since 1970
 	Stored    int64           // records stored (Held without what was declared lost)
+	Backfill  int64           // of them in the companion topic
 	Central   Assignment
 }
 

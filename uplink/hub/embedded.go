@@ -78,11 +78,11 @@ type Embedded struct {
 	assigns map[assignKey]*assignment
 	load    map[Assignment]int // node partitions assigned to a central partition
 	epochs  map[string][]wire.EpochInfo
-	ready   []*stream          // streams with a queue and nothing in flight; each at most once
-	loose   map[assignKey]bool // partitions whose ranges may come with holes between them
-	closed  bool               // nothing is submitted any more
-	gone    bool               // and every stream is quiet: the workers end
-	wake    *sync.Cond         // on mu: ready or gone changed
+	ready   []*stream              // streams with a queue and nothing in flight; each at most once
+	orders  map[assignKey]ordering // of those that are not strict
+	closed  bool                   // nothing is submitted any more
+	gone    bool                   // and every stream is quiet: the workers end
+	wake    *sync.Cond             // on mu: ready or gone changed
 	workers sync.WaitGroup
 
 	losses lossTable
@@ -116,7 +116,7 @@ func NewEmbedded(c EmbeddedConfig) (*Embedded, error) {
 		assigns: map[assignKey]*assignment{},
 		load:    map[Assignment]int{},
 		epochs:  map[string][]wire.EpochInfo{},
-		loose:   map[assignKey]bool{},
+		orders:  map[assignKey]ordering{},
 	}
 	e.wake = sync.NewCond(&e.mu)
 	if err := e.ensureLedger(); err != nil {
@@ -187,6 +187,7 @@ func (e *Embedded) restore() error {
 		}
 		st := e.newStream(k, a, base)
 		st.prog, st.held, st.pend = v, v.Held, v.Held.Clone()
+		st.top, st.back = v.LastOffset+1, v.BackNext
 		return true
 	})
 	if err := errors.Join(errs...); err != nil {
@@ -308,30 +309,10 @@ func (e *Embedded) choose(t *storage.Topic) Assignment {
 func (e *Embedded) newStream(k streamKey, a *assignment, base int64) *stream {
 	st := &stream{e: e, key: k, assign: a, base: base, prog: progressValue{LastOffset: -1}}
 	st.room = sync.NewCond(&st.mu)
-	st.holes.Store(e.loose[assignKey{k.node, k.topic, k.partition}])
+	st.order.Store(int32(e.orders[assignKey{k.node, k.topic, k.partition}]))
 	e.streams[k] = st
 	e.byNode[k.node] = append(e.byNode[k.node], st)
 	return st
-}
-
-// allowHoles says whether ranges of a node's partition may come out of order,
-// as those of an on-demand topic do.
-func (e *Embedded) allowHoles(k assignKey, on bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.loose[k] == on {
-		return
-	}
-	if on {
-		e.loose[k] = true
-	} else {
-		delete(e.loose, k)
-	}
-	for _, st := range e.byNode[k.node] {
-		if st.key.topic == k.topic && st.key.partition == k.partition {
-			st.holes.Store(on)
-		}
-	}
 }
 
 // base is the first offset of an epoch in a partition. Called with mu held (or

@@ -26,3 +26,7 @@ func MetricNames() []string {
 
 // SinkOf is the hub as the link sees it.
 func SinkOf(h *Hub) link.Sink { return sink{h} }
+
+// SetLiveFirst and SetInOrder are what a plan says of a node's topic.
+func SetLiveFirst(e *Embedded, node, topic string) { e.setOrder(assignKey{node, topic, 0}, orderTwo) }
+func SetInOrder(e *Embedded, node, topic string)   { e.setOrder(assignKey{node, topic, 0}, orderStrict) }

@@ -151,6 +151,48 @@ func (w *world) progress(o wire.Origin) hub.Progress {
 	return hub.Progress{}
 }
 
+// positions are those of an origin in each topic, which must ascend there.
+func (w *world) positions(o wire.Origin) map[string]uplink.RangeSet {
+	w.t.Helper()
+	out := map[string]uplink.RangeSet{}
+	dec := record.NewDecompressor(0)
+	defer dec.Close()
+	for _, t := range w.store.Topics() {
+		for _, p := range t.Partitions() {
+			var set uplink.RangeSet
+			for off := p.Start(); off < p.HighWatermark(); {
+				b, next, err := p.Read(nil, off, 1<<20)
+				if err != nil {
+					w.t.Fatal(err)
+				}
+				off = next
+				for len(b) > 0 {
+					var one record.Batch
+					if one, b, err = record.Next(b); err != nil {
+						w.t.Fatal(err)
+					}
+					so, ok := p.Origin(one.BaseOffset())
+					if !ok || so.Node != o.Node || so.Topic != o.Topic {
+						continue
+					}
+					for it := one.Iter(dec); it.Next(); {
+						r := it.Record()
+						at := so.From + r.Offset - one.BaseOffset()
+						if string(r.Value) != value(o, at) || at < set.End() {
+							w.t.Fatalf("%s/%d offset %d: position %d after %d, holds %q", t.Name(), p.Index(), r.Offset, at, set.End()-1, r.Value)
+						}
+						set.Add(at, at+1)
+					}
+				}
+			}
+			if len(set) > 0 {
+				out[t.Name()] = set
+			}
+		}
+	}
+	return out
+}
+
 // audit reads everything that consumers can and checks, per origin: each record
 // is where its batch's origin says and says itself; offsets ascend, so none is
 // there twice or out of order; and progress is exactly the records that are

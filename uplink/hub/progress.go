@@ -63,10 +63,12 @@ func parseID(s string) (id wire.ID, err error) {
 // fields are added, never renumbered.
 type progressValue struct {
 	Held       uplink.RangeSet `cbor:"1,keyasint"`
-	LastOffset int64           `cbor:"2,keyasint"` // base offset of the last batch stored, as the node stored it; -1 = none
+	LastOffset int64           `cbor:"2,keyasint"` // base offset of the highest batch stored, as the node stored it; -1 = none
 	LastCRC    uint32          `cbor:"3,keyasint"`
 	MaxTime    int64           `cbor:"4,keyasint,omitempty"`
 	Stored     int64           `cbor:"5,keyasint,omitempty"`
+	BackNext   int64           `cbor:"6,keyasint,omitempty"` // one past the last offset stored in the companion topic
+	Backfilled int64           `cbor:"7,keyasint,omitempty"` // of Stored, in the companion topic
 }
 
 // canonical is deterministic CBOR (RFC 8949, 4.2.1).

@@ -100,6 +100,7 @@ func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, er
 	if err := s.h.saveNode(ctx, id, false); err != nil {
 		return link.Plan{}, unavailable(err)
 	}
+	s.h.central.resume(id)
 	return s.plan(ctx, id, h.Inventory)
 }
 
@@ -300,15 +301,19 @@ func (s sink) plan(ctx context.Context, id string, inv wire.Inventory) (link.Pla
 	for _, p := range progress {
 		plan.Progress = append(plan.Progress, uplink.Progress{Epoch: p.Epoch, Topic: p.Topic, Partition: p.Partition, Held: p.Held.Clone(), Last: p.Last})
 	}
+	topics := make(map[string]bool, len(inv.Partitions))
+	for i := range inv.Partitions {
+		topics[inv.Partitions[i].Topic] = true
+	}
 	for _, p := range inv.Partitions {
-		s.h.central.allowHoles(assignKey{id, p.Topic, p.Partition}, p.Mode == wire.ModeOnDemand)
-		if p.Mode == wire.ModeLiveFirst {
-			// The companion topic of a live-first topic is not kept by this
-			// store: its records come in order, which is safe and later.
+		mode, why := s.effectiveMode(p, func(topic string) bool { return topics[topic] })
+		s.h.central.setOrder(assignKey{id, p.Topic, p.Partition}, orderOf(mode))
+		if mode != p.Mode {
 			if plan.Mode == nil {
 				plan.Mode = map[string]wire.Mode{}
 			}
-			plan.Mode[p.Topic] = wire.ModeInOrder
+			plan.Mode[p.Topic] = mode
+			s.h.log.Warn("topic is not taken as the node wishes", "node", id, "topic", p.Topic, "wish", p.Mode.String(), "mode", mode.String(), "reason", why)
 		}
 	}
 	return plan, nil

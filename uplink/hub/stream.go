@@ -23,9 +23,9 @@ type stream struct {
 	e      *Embedded
 	key    streamKey
 	assign *assignment
-	base   int64       // the first offset of the epoch in this partition
-	holes  atomic.Bool // on-demand topics: ranges come as they are asked for
-	eldest atomic.Bool // nothing of an older epoch is on its way any more
+	base   int64        // the first offset of the epoch in this partition
+	order  atomic.Int32 // ordering
+	eldest atomic.Bool  // nothing of an older epoch is on its way any more
 
 	mu   sync.Mutex
 	room *sync.Cond // on mu: the queue was taken, or nothing is in flight any more
@@ -36,17 +36,21 @@ type stream struct {
 	// pend is held, what is in flight, and what is queued. Invariant: it covers
 	// the queue and held, and equals held when both are empty.
 	pend     uplink.RangeSet
+	top      int64 // nothing below may be stored in the topic: what is higher is, or is on its way
+	back     int64 // the same of the companion topic
 	queue    []entry
 	waiters  []waiter // in order of their Append
 	enqueued uint64   // entries queued since the stream was made
 	taken    uint64   // of them, taken to the disk
 	inflight bool     // an append is at the store, or its waiters are being called
 	failed   bool     // the last append was not stored, and comes again
+	halted   bool     // with orderTwo: one was not stored, so nothing behind it is until the node's next Hello
 }
 
 // entry is what waits to be stored: a batch, or a range declared lost.
 type entry struct {
 	batch record.Batch // offsets as at the node; nil for a gap
+	back  bool         // goes to the companion topic
 	gap   *gapEntry
 }
 
@@ -66,7 +70,7 @@ func (st *stream) progress() Progress {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	p := Progress{Epoch: st.key.epoch, Topic: st.key.topic, Partition: st.key.partition,
-		Held: st.held, MaxTime: st.prog.MaxTime, Stored: st.prog.Stored, Central: st.assign.Assignment}
+		Held: st.held, MaxTime: st.prog.MaxTime, Stored: st.prog.Stored, Backfill: st.prog.Backfilled, Central: st.assign.Assignment}
 	if st.prog.LastOffset >= 0 {
 		p.Last = &wire.Held{Offset: st.prog.LastOffset, CRC: st.prog.LastCRC}
 	}
@@ -106,7 +110,7 @@ func (e *Embedded) append(ctx context.Context, o wire.Origin, batches []byte, do
 		return fmt.Errorf("%s: waiting for the disk: %w", o, err)
 	}
 	e.stats.batchesIn.Add(int64(len(list)))
-	if err := st.enqueue(list, waiter{bytes: n, done: done}); err != nil {
+	if err := st.enqueue(list, o.Backfill, waiter{bytes: n, done: done}); err != nil {
 		e.budget.Release(n)
 		return err
 	}
@@ -137,9 +141,9 @@ func split(b []byte) ([]record.Batch, error) {
 
 // enqueue puts what is new of list into the queue, all of it or nothing, and
 // starts the way to the disk when nothing is on it.
-func (st *stream) enqueue(list []record.Batch, w waiter) error {
+func (st *stream) enqueue(list []record.Batch, backfill bool, w waiter) error {
 	st.mu.Lock()
-	pend := st.pend
+	pend, top, back := st.pend, st.top, st.back
 	grown := false // pend is a copy that may be changed
 	var add []entry
 	var dup int64
@@ -148,10 +152,11 @@ func (st *stream) enqueue(list []record.Batch, w waiter) error {
 		missing := pend.Missing(from, to)
 		dup += to - from - missing.Count()
 		for _, r := range missing {
-			if !st.holes.Load() && !pend.Covers(st.base, r.From) {
-				expected := pend.Missing(st.base, r.From)[0].From
+			companion, err := st.place(pend, top, back, r.From, backfill)
+			if err != nil {
+				st.halted = true
 				st.mu.Unlock()
-				return &OrderError{st.key.origin(), expected, r.From}
+				return err
 			}
 			piece := b
 			if r.From != from || r.To != to { // the batch straddles what is held
@@ -166,14 +171,19 @@ func (st *stream) enqueue(list []record.Batch, w waiter) error {
 				pend, grown = pend.Clone(), true
 			}
 			pend.Add(r.From, r.To)
-			add = append(add, entry{batch: piece})
+			if companion {
+				back = r.To
+			} else {
+				top = max(top, r.To)
+			}
+			add = append(add, entry{batch: piece, back: companion})
 		}
 	}
 	if len(pend) > maxHeldRanges {
 		st.mu.Unlock()
 		return fmt.Errorf("%s: more than %d separate ranges", st.key.origin(), maxHeldRanges)
 	}
-	st.pend = pend
+	st.pend, st.top, st.back = pend, top, back
 	st.e.stats.duplicates.Add(dup)
 	st.push(add, w)
 	return nil
@@ -247,6 +257,8 @@ func (st *stream) complete(prog progressValue, rows []LossRow, err error) {
 		call, st.waiters = st.waiters, nil
 		st.queue, st.taken = nil, st.enqueued
 		st.pend = st.held.Clone()
+		st.top, st.back = st.prog.LastOffset+1, st.prog.BackNext
+		st.halted = true
 	} else {
 		st.prog, st.held = prog, prog.Held
 		i := 0
