@@ -18,7 +18,8 @@ type TopicInfo struct {
 	MaxTime          string            `json:"max_time,omitempty"`
 	RetentionSeconds int64             `json:"retention_seconds"` // 0 = kept for ever
 	RetentionBytes   int64             `json:"retention_bytes"`   // 0 = no limit
-	Internal         bool              `json:"internal"`          // kept by Tailrace itself
+	Compacted        bool              `json:"compacted,omitempty"`
+	Internal         bool              `json:"internal"` // kept by Tailrace itself
 	Labels           map[string]string `json:"labels,omitempty"`
 	Partitions       []PartitionInfo   `json:"partitions,omitempty"` // only where one topic was asked for
 }
@@ -31,6 +32,18 @@ type PartitionInfo struct {
 	Bytes         int64  `json:"bytes"`
 	MinTime       string `json:"min_time,omitempty"`
 	MaxTime       string `json:"max_time,omitempty"`
+	// Of a compacted topic.
+	Compaction *CompactionInfo `json:"compaction,omitempty"`
+}
+
+// CompactionInfo tells how far the compaction of a partition is.
+type CompactionInfo struct {
+	To         int64 `json:"to"` // offsets below are compacted
+	CleanBytes int64 `json:"clean_bytes"`
+	DirtyBytes int64 `json:"dirty_bytes"`
+	Running    bool  `json:"running"`
+	DoneBytes  int64 `json:"done_bytes"` // of the compaction that runs, or ran last
+	TotalBytes int64 `json:"total_bytes"`
 }
 
 // Describe returns a topic's figures as the API shows them.
@@ -38,7 +51,7 @@ func Describe(t *storage.Topic, partitions bool) TopicInfo {
 	c := t.Config()
 	info := TopicInfo{
 		Name: t.Name(), Class: c.Class, RetentionSeconds: int64(c.RetentionAge / time.Second),
-		RetentionBytes: c.RetentionBytes, Internal: Internal(t.Name()), Labels: c.Labels,
+		RetentionBytes: c.RetentionBytes, Compacted: t.Compacted(), Internal: Internal(t.Name()), Labels: c.Labels,
 	}
 	var lo, hi int64
 	for _, p := range t.Partitions() {
@@ -59,6 +72,9 @@ func Describe(t *storage.Topic, partitions bool) TopicInfo {
 		info.Bytes += pi.Bytes
 		info.PartitionCount++
 		if partitions {
+			if st := p.CompactStatus(); info.Compacted || st.Clean > 0 {
+				pi.Compaction = &CompactionInfo{st.To, st.Clean, st.Dirty, st.Running, st.Done, st.Total}
+			}
 			info.Partitions = append(info.Partitions, pi)
 		}
 	}

@@ -63,6 +63,10 @@ var families = []family{
 	{"tailrace_storage_budget_bytes", "gauge", "Disk budget by storage class, 0 = none."},
 	{"tailrace_storage_evicted_records_total", "counter", "Records given up for the disk budget, by storage class, since start."},
 	{"tailrace_storage_damaged_records_total", "counter", "Records lost to damage of the disk, by storage class, since start. Any increase: replace the disk."},
+	{"tailrace_storage_compacted_bytes", "gauge", "Bytes of the files of compacted partitions, part of the disk bytes, by storage class."},
+	{"tailrace_storage_compactions_total", "counter", "Compactions of partitions since start, by storage class."},
+	{"tailrace_storage_compacted_away_records_total", "counter", "Records that a later one of their key has superseded, taken out since start, by storage class."},
+	{"tailrace_topic_compact_dirty_bytes", "gauge", "Bytes of a compacted topic that are not compacted yet."},
 	{"tailrace_http_records_read_total", "counter", "Records given out by HTTP since start."},
 	{"tailrace_http_records_written_total", "counter", "Records stored by HTTP since start."},
 	{"tailrace_http_writes_refused_total", "counter", "POSTs of records refused since start."},
@@ -174,6 +178,13 @@ func (m *hubMetrics) collect() map[string][]sample {
 		add("tailrace_topic_bytes", float64(info.Bytes), l...)
 		add("tailrace_topic_appended_offset", float64(appended), l...)
 		add("tailrace_topic_durable_offset", float64(durable), l...)
+		if t.Compacted() {
+			var dirty int64
+			for _, p := range t.Partitions() {
+				dirty += p.CompactStatus().Dirty
+			}
+			add("tailrace_topic_compact_dirty_bytes", float64(dirty), l...)
+		}
 	}
 	for _, c := range h.store.Stats().Classes {
 		l := []string{"class", c.Class}
@@ -189,6 +200,9 @@ func (m *hubMetrics) collect() map[string][]sample {
 		add("tailrace_storage_budget_bytes", float64(c.MaxBytes), l...)
 		add("tailrace_storage_evicted_records_total", float64(c.EvictedRecords), l...)
 		add("tailrace_storage_damaged_records_total", float64(c.DamagedRecords), l...)
+		add("tailrace_storage_compacted_bytes", float64(c.CompactBytes), l...)
+		add("tailrace_storage_compactions_total", float64(c.Compactions), l...)
+		add("tailrace_storage_compacted_away_records_total", float64(c.CompactedAway), l...)
 	}
 	a := h.api.Stats()
 	add("tailrace_http_records_read_total", float64(a.RecordsRead))
