@@ -231,7 +231,7 @@ func (n *Node) open() error {
 			interval = *cc.CommitInterval
 		}
 		sc.Classes = append(sc.Classes, storage.ClassConfig{
-			Name: cc.Name, SegmentBytes: int(cc.SegmentSize), CommitInterval: interval,
+			Name: cc.Name, SegmentBytes: int(c.Storage.segmentSize(cc)), CommitInterval: interval,
 			MaxBytes: int64(cc.MaxSize), WhenFull: policy, MinFreeBytes: int64(cc.MinFree),
 			Priority: cc.Priority,
 		})

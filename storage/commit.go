@@ -36,6 +36,7 @@ type committer struct {
 	ops     []byte // payload of the state entry that is being filled, after room for an envelope
 	free    [][]byte
 	freeCap int
+	lent    bool // the library's tail has a buffer of ours: lendBuffer
 	// tailParts are the partitions with batches in the tail segment.
 	tailParts []*Partition
 

@@ -161,7 +161,7 @@ func (l *classLog) openWAL(nextIndex uint64, tail *segment) error {
 	}
 	l.preallocate(tail.path)
 	l.c.wal, l.c.tail, l.c.nextIndex = w, f, nextIndex
-	l.c.tailSize = tail.size
+	l.c.tailSize, l.c.lent = tail.size, false
 	return nil
 }
 

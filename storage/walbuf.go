@@ -42,6 +42,10 @@ const writeChunk = 256 << 10
 // meanwhile; the last gets the memory of the one that was the tail.
 func (c *committer) flushBatch(rolls int) error {
 	if rolls == 0 {
+		if !c.lent && c.tailSize > writeChunk {
+			c.lent = true
+			c.l.lendBuffer(c.wal, nil)
+		}
 		return c.wal.WriteBatch(&c.batch)
 	}
 	var kept []byte
@@ -52,15 +56,22 @@ func (c *committer) flushBatch(rolls int) error {
 		return err
 	}
 	c.wal.ClearCache() // it would keep the sealed segment; kept is ours now
-	want := c.l.cfg.SegmentBytes + min(c.l.cfg.SegmentBytes/2, c.l.cfg.MaxBatchBytes)
-	if kept == nil || want > maxKeptTail {
-		return nil
+	c.l.lendBuffer(c.wal, kept)
+	return nil
+}
+
+// lendBuffer gives the library's tail a buffer that need not grow. A new one takes no
+// memory before it is written to.
+func (l *classLog) lendBuffer(w *wal.Log, kept []byte) {
+	want := l.cfg.SegmentBytes + min(l.cfg.SegmentBytes/2, l.cfg.MaxBatchBytes)
+	t := tailBuffer(w)
+	if t == nil || want > maxKeptTail {
+		return
 	}
 	if cap(kept) < want {
 		kept = make([]byte, 0, want)
 	}
-	if t := tailBuffer(c.wal); cap(*t) < cap(kept) {
+	if cap(*t) < cap(kept) {
 		*t = append(kept[:0], *t...)
 	}
-	return nil
 }
