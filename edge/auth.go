@@ -34,9 +34,8 @@ type authenticator struct {
 	now       func() time.Time
 	policy    atomic.Pointer[policy]
 
-	failed  limit.Buckets // tokens of failed logins by address
-	hashing chan struct{} // one token per hash under way: a login storm leaves cores to the ingest
-	waiting atomic.Int32  // logins that wait for one
+	failed limit.Buckets // tokens of failed logins by address
+	queue  auth.Queue    // of passwords to hash: a login storm leaves cores to the ingest
 
 	hashes, running, hashPeak atomic.Int64 // computed, under way, at most under way at once
 
@@ -73,8 +72,10 @@ const (
 
 func newAuthenticator(c AuthConfig, now func() time.Time) (*authenticator, error) {
 	a := &authenticator{anonymous: c.AllowAnonymous, file: c.PasswordFile, acl: c.ACLFile, inline: c.ACL, now: now,
-		failed:  limit.Buckets{Rate: c.FailedLogins.PerMinute / 60, Burst: float64(c.FailedLogins.Burst), Max: 16 << 10},
-		hashing: make(chan struct{}, min(2, max(1, runtime.GOMAXPROCS(0)/2))), proven: map[[32]byte]struct{}{}}
+		failed: limit.Buckets{Rate: c.FailedLogins.PerMinute / 60, Burst: float64(c.FailedLogins.Burst), Max: 16 << 10},
+		proven: map[[32]byte]struct{}{}}
+	a.queue = auth.Queue{Slots: min(2, max(1, runtime.GOMAXPROCS(0)/2)), Waiting: maxWaiting, Patience: hashPatience,
+		Suspect: func(addr netip.Addr) bool { return !a.failed.Full(addr, a.now()) }}
 	if _, err := io.ReadFull(rand.Reader, a.key[:]); err != nil {
 		return nil, fmt.Errorf("draw key: %w", err)
 	}
@@ -192,8 +193,16 @@ func (a *authenticator) login(username string, password []byte, cert *x509.Certi
 	return identity, cr, nil
 }
 
+// credentials name a password that is being hashed. A policy of other files is another answer.
+type credentials struct {
+	p     *policy
+	proof [32]byte
+}
+
+var errTooOften = refusal(packet.ConnectionRateTooHigh, "too many failed logins from this address")
+
 // check compares a password. What limits bad logins comes before the hash: an address
-// has so many failures, few hashes run at once, and few logins wait for one. A login
+// has so many failures, few hashes run at once, and few logins wait for one (auth.Queue). A login
 // that was accepted before costs neither.
 func (a *authenticator) check(p *policy, username string, password []byte, from netip.Addr) error {
 	proof := a.proof(username, password)
@@ -205,35 +214,36 @@ func (a *authenticator) check(p *policy, username string, password []byte, from 
 		return nil
 	}
 	if !a.failed.Has(from, a.now()) {
-		return refusal(packet.ConnectionRateTooHigh, "too many failed logins from this address")
+		return errTooOften
 	}
-	if a.waiting.Add(1) > maxWaiting {
-		a.waiting.Add(-1)
-		return refusal(packet.ServerBusy, "too many logins at once")
+	counted := false
+	ok, err := a.queue.Do(credentials{p, proof}, from, func() (bool, error) {
+		// Asked again: a burst of one address had waited together.
+		if !a.failed.Has(from, a.now()) {
+			return false, errTooOften
+		}
+		a.hashes.Add(1)
+		if n := a.running.Add(1); n > a.hashPeak.Load() {
+			a.hashPeak.Store(n)
+		}
+		defer a.running.Add(-1)
+		ok := p.users.Verify(username, password)
+		if !ok { // before the next one is chosen
+			a.failed.Take(from, a.now())
+			counted = true
+		}
+		return ok, nil
+	})
+	if errors.Is(err, auth.ErrBusy) {
+		return refusal(packet.ServerBusy, "%v", err)
 	}
-	t := time.NewTimer(hashPatience)
-	defer t.Stop()
-	select {
-	case a.hashing <- struct{}{}:
-		a.waiting.Add(-1)
-	case <-t.C:
-		a.waiting.Add(-1)
-		return refusal(packet.ServerBusy, "too many logins at once")
+	if err != nil {
+		return err
 	}
-	// Asked again: a burst of one address had waited together.
-	if !a.failed.Has(from, a.now()) {
-		<-a.hashing
-		return refusal(packet.ConnectionRateTooHigh, "too many failed logins from this address")
-	}
-	a.hashes.Add(1)
-	if n := a.running.Add(1); n > a.hashPeak.Load() {
-		a.hashPeak.Store(n)
-	}
-	ok := p.users.Verify(username, password)
-	a.running.Add(-1)
-	<-a.hashing
 	if !ok {
-		a.failed.Take(from, a.now())
+		if !counted && !a.failed.Take(from, a.now()) {
+			return errTooOften
+		}
 		return refusal(packet.BadUserOrPassword, "unknown user or wrong password")
 	}
 	a.mu.Lock()

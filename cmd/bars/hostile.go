@@ -38,6 +38,7 @@ mqtt:
   listeners: [{address: "127.0.0.1:%d"}]
   auth: {password_file: passwd}
   client: {max_topics: 1000}
+  max_logins: 8192 # so that all sockets of the attack can be open: by default 2048, and less of an attack
 routes: [{topic: "load/#", stream: good}]
 default: {stream: other}
 http: {address: "127.0.0.1:%d"}

@@ -42,6 +42,17 @@ func (b *Buckets) Take(a netip.Addr, now time.Time) bool { return b.take(a, now,
 // Has reports whether there is a token, and takes none.
 func (b *Buckets) Has(a netip.Addr, now time.Time) bool { return b.take(a, now, false) }
 
+// Full reports whether nothing was taken lately.
+func (b *Buckets) Full(a netip.Addr, now time.Time) bool {
+	if b.Rate <= 0 {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	x, ok := b.m[Key(a)]
+	return !ok || b.refill(x, now).tokens >= b.Burst
+}
+
 func (b *Buckets) take(a netip.Addr, now time.Time, spend bool) bool {
 	if b.Rate <= 0 {
 		return true
