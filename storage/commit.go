@@ -25,8 +25,10 @@ type committer struct {
 	batch     wal.Batch
 	tail      File // own descriptor of the tail segment, for fsync
 	tailSize  int64
+	allocated int64 // blocks that the tail was given beforehand
 	nextIndex uint64
 	commit    uint64 // number of the last commit
+	durable   uint64 // number of the last that was published
 	lastStart time.Time
 
 	group   []request
@@ -42,7 +44,7 @@ type committer struct {
 
 	usual   int64     // about what a commit takes, see pad
 	rolled  bool      // since the floor was looked at
-	left    int64     // of the file system at freeAt; negative when unknown
+	left    int64     // of the file system at freeAt, and of the tail's blocks; negative when unknown
 	freeAt  time.Time // zero: ask again
 	since   int64     // written since
 	noSpace bool      // the last write met a full disk
@@ -292,12 +294,8 @@ func (c *committer) publish(begins []uint64, now int64) {
 	at := 0
 	advance := func(roll int) {
 		for at < roll {
-			c.seal(seg, begins[at])
 			seg = &segment{first: begins[at], last: begins[at] - 1, path: filepath.Join(l.segDir, segmentName(begins[at]))}
-			l.segMu.Lock()
-			l.sealed += l.segs[len(l.segs)-1].size
-			l.segs = append(l.segs, seg)
-			l.segMu.Unlock()
+			c.addTail(seg)
 			at++
 		}
 	}
@@ -314,6 +312,7 @@ func (c *committer) publish(begins []uint64, now int64) {
 			if err != nil {
 				panic("internal error: state of a commit does not parse: " + err.Error())
 			}
+			l.twin.collect(seg.last, e.buf[envelopeBytes:])
 			continue
 		}
 		if e.p.publish(seg, e.ref) {
@@ -326,6 +325,10 @@ func (c *committer) publish(begins []uint64, now int64) {
 	for _, p := range c.touched {
 		woke = p.advance(p.next.Load()) || woke
 	}
+	c.durable = c.commit
+	if err := l.twin.note(c.commit, c.touched); err != nil {
+		l.lg.Warn("write the second copy of the state", "err", err)
+	}
 	if woke {
 		l.s.notify()
 	}
@@ -336,6 +339,13 @@ func (c *committer) publish(begins []uint64, now int64) {
 func (c *committer) seal(seg *segment, next uint64) {
 	l := c.l
 	x := &segmentIndex{first: seg.first, last: next - 1, size: seg.size, arrival: seg.arrival, floor: l.state.floor(next)}
+	from, err := l.twin.sync()
+	if err != nil {
+		l.lg.Warn("write the second copy of the state", "err", err)
+	}
+	if from > 0 {
+		x.floor = min(x.floor, from)
+	}
 	for _, p := range c.tailParts {
 		if part, ok := p.seal(seg); ok {
 			x.parts = append(x.parts, part)

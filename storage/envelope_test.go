@@ -88,7 +88,7 @@ func FuzzScanSegment(f *testing.F) {
 		if sc.next != index || sc.tornAt != pos || sc.size != int64(len(data)) {
 			t.Fatalf("scan ends at %d, index %d; entries at %d, index %d", sc.tornAt, sc.next, pos, index)
 		}
-		lastComplete(sc)
+		lastComplete(sc, 0)
 		x := collectIndex(sc, 7)
 		if y, err := decodeSide(x.encode(), true); err != nil || y.refCount() != x.refCount() {
 			t.Fatalf("side file of the scan: %v", err)

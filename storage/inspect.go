@@ -180,7 +180,7 @@ func (x *inspector) segment(path string, tail bool) (int64, error) {
 	}
 	x.ci.Segments++
 	x.ci.Bytes += int64(len(data))
-	complete := lastComplete(sc)
+	complete := lastComplete(sc, 0)
 	for i := range sc.entries {
 		x.entry(name, &sc.entries[i])
 	}

@@ -56,6 +56,7 @@ type classLog struct {
 	sealed int64 // bytes of all but the tail
 
 	catalog catalog     // owned by the committer after Open
+	twin    twin        // owned by the committer after Open
 	reserve ballast     // owned by the committer after Open
 	asked   atomic.Bool // by a class of lower rank, to give up what the hub has
 
@@ -129,6 +130,7 @@ func newClassLog(s *Store, cfg ClassConfig) *classLog {
 	l.catalog = catalog{fs: s.cfg.FS, path: filepath.Join(dir, "catalog")}
 	l.reserve.fs, l.reserve.path = s.cfg.FS, filepath.Join(dir, "reserve")
 	l.reserve.size = min(int64(cfg.SegmentBytes), maxBallast) + 64<<10
+	l.twin = twin{fs: s.cfg.FS, path: filepath.Join(dir, "twin"), whole: l.twinWhole}
 	l.c.init(l)
 	return l
 }
@@ -174,8 +176,9 @@ type preallocator interface {
 // and writes the maps of the file system with it: 8 KB of 28 a commit on ext4. That it
 // fails does not matter.
 func (l *classLog) preallocate(path string) {
-	if a, ok := l.s.cfg.FS.(preallocator); ok && l.cfg.SegmentBytes <= maxPreallocate {
-		a.Preallocate(path, int64(l.cfg.SegmentBytes))
+	l.c.allocated = 0
+	if a, ok := l.s.cfg.FS.(preallocator); ok && l.cfg.SegmentBytes <= maxPreallocate && a.Preallocate(path, int64(l.cfg.SegmentBytes)) == nil {
+		l.c.allocated = int64(l.cfg.SegmentBytes)
 	}
 }
 

@@ -22,7 +22,12 @@ type recovered struct {
 	gaps    []lostRange // between batches of one segment
 	commit  uint64      // last one
 	repairs []Repair
-	cut     bool // durable or torn bytes were taken away: the epoch rises
+	twin    *twinState // the second copy of the state, nil when there is none
+	recent  []byte     // operations since, as the log has them
+	restore []byte     // operations that the log has lost
+	// stateLost: entries are gone that may have told state.
+	stateLost bool
+	cut       bool // durable or torn bytes were taken away: the epoch rises
 }
 
 func (r *recovered) report(l *classLog, rep Repair) {
@@ -52,6 +57,9 @@ func (l *classLog) recover() (*recovered, error) {
 	if err := l.listSegments(r, ents); err != nil {
 		return nil, err
 	}
+	if r.twin, err = readTwin(fsys, l.twin.path); err != nil {
+		return nil, err
+	}
 	if err := l.cutTail(r); err != nil {
 		return nil, err
 	}
@@ -65,6 +73,7 @@ func (l *classLog) recover() (*recovered, error) {
 			return nil, err
 		}
 	}
+	l.restoreState(r)
 	l.removeStrayIndexes(r)
 	if err := l.catalog.settle(r.segs, r.indexes); err != nil {
 		l.lg.Warn("write the catalog of segments", "err", err)
@@ -145,8 +154,9 @@ type commitEnd struct {
 }
 
 // lastComplete finds the last complete commit in a scan. A commit whose first entries
-// are in the segment before counts as complete by its last; see spansHole.
-func lastComplete(sc *segmentScan) (c commitEnd) {
+// are in the segment before counts as complete by its last; see spansHole. Commits up to
+// durable are known to have been complete: what is left of them counts.
+func lastComplete(sc *segmentScan, durable uint64) (c commitEnd) {
 	broken, began := false, false
 	for i := range sc.entries {
 		e := &sc.entries[i]
@@ -158,8 +168,9 @@ func lastComplete(sc *segmentScan) (c commitEnd) {
 		if e.env.flags&flagFirst != 0 {
 			broken, began = false, true
 		}
-		if e.env.flags&flagLast != 0 && !broken {
-			c = commitEnd{end: e.end, next: e.env.index + 1, commit: e.env.commit, ok: true, began: began}
+		known := e.env.commit <= durable
+		if e.env.flags&flagLast != 0 && !broken || known {
+			c = commitEnd{end: e.end, next: e.env.index + 1, commit: e.env.commit, ok: true, began: began || known}
 			began = false
 		}
 	}
@@ -199,13 +210,16 @@ func (l *classLog) spansHole(r *recovered, k int, commit uint64) (before int, ho
 func (l *classLog) cutTail(r *recovered) error {
 	fsys := l.s.cfg.FS
 	k, end, next := len(r.segs)-1, int64(0), uint64(0)
-	rot := false
+	rot, sure := false, uint64(0)
+	if r.twin != nil {
+		sure = r.twin.commit
+	}
 	for ; k >= 0; k-- {
 		sc, _, err := l.scan(r.segs[k])
 		if err != nil {
 			return err
 		}
-		c := lastComplete(sc)
+		c := lastComplete(sc, sure)
 		rot = rot || c.rot
 		if !c.ok {
 			continue
@@ -299,6 +313,9 @@ func (l *classLog) keepLastRun(r *recovered) (floor uint64, err error) {
 			if err := l.rescueState(r, s, floor); err != nil {
 				return 0, err
 			}
+		}
+		if err := l.loseState(r); err != nil {
+			return 0, err
 		}
 		for _, s := range r.segs[:i+1] {
 			r.report(l, Repair{File: filepath.Base(s.path), What: "quarantined", Bytes: s.size,
@@ -408,6 +425,9 @@ func (l *classLog) replay(r *recovered, seg *segment, sc *segmentScan, floor uin
 			if err := l.state.applyAll(env.index, env.payload); err != nil {
 				l.lg.Error("state entry does not parse", "file", seg.path, "index", env.index, "err", err)
 			}
+			if r.twin != nil && env.commit > r.twin.commit {
+				r.recent = twinOpsOf(r.recent, env.payload)
+			}
 		case entryDamage:
 			_, ranges := parseDamage(env.payload)
 			r.lost = append(r.lost, ranges...)
@@ -420,6 +440,9 @@ func (l *classLog) replay(r *recovered, seg *segment, sc *segmentScan, floor uin
 // readers go on. A copy of the old file is kept in quarantine. want is the index
 // that must follow the segment.
 func (l *classLog) repairSegment(r *recovered, seg *segment, sc *segmentScan, data []byte, want uint64) (*segmentScan, []byte, error) {
+	if err := l.loseState(r); err != nil {
+		return nil, nil, err
+	}
 	aside := l.quarantine(seg.path, "rot", false)
 	next := make(map[PartitionID]int64, len(r.next))
 	for id, n := range r.next {

@@ -120,24 +120,18 @@ func (s *Store) open() error {
 		lost[i] = l.attach(recs[i])
 		l.setSegments(recs[i].segs)
 		tail := l.tailSegment()
-		l.c.commit = recs[i].commit
+		l.c.commit, l.c.durable = recs[i].commit, recs[i].commit
+		if tw := recs[i].twin; tw != nil { // no number twice
+			l.c.commit = max(l.c.commit, tw.commit)
+		}
 		if err := l.openWAL(tail.last+1, tail); err != nil {
 			return err
 		}
 		go l.c.run()
 		l.running = true
 	}
-	if cut || len(s.epochs) == 0 || s.cfg.NewEpoch {
-		if err := s.beginEpoch(); err != nil {
-			return err
-		}
-	}
-	for i, ops := range lost {
-		if len(ops) > 0 {
-			if err := s.commitWait(&Append{log: s.logs[i], ops: ops}); err != nil {
-				return fmt.Errorf("declare losses: %w", err)
-			}
-		}
+	if err := s.settle(recs, lost, cut || len(s.epochs) == 0 || s.cfg.NewEpoch); err != nil {
+		return err
 	}
 	for _, l := range s.logs {
 		if front := l.frontIndex(); l.state.floor(front) < front {
@@ -147,7 +141,7 @@ func (s *Store) open() error {
 		}
 	}
 	for _, l := range s.logs {
-		if err := l.do(func() error { l.reserve.fill(l.c.mayFillReserve); return nil }); err != nil {
+		if err := l.do(func() error { l.reserve.fill(l.c.mayFillReserve); l.markTwin(); return nil }); err != nil {
 			return err
 		}
 	}
@@ -191,6 +185,9 @@ func (s *Store) Close() error {
 		var errs []error
 		for _, l := range s.logs {
 			<-l.done
+			if l.c.broken == nil {
+				l.markTwin()
+			}
 			errs = append(errs, l.c.close())
 			l.files.closeAll()
 		}
@@ -437,18 +434,33 @@ func (s *Store) setEpoch(e Epoch) {
 	s.originTail = appendField(t, v)
 }
 
-// beginEpoch starts a new life of the log: what comes from now on must not be
-// taken for what was cut.
-func (s *Store) beginEpoch() error {
-	e, ops, err := s.nextEpoch(0)
-	if err != nil {
-		return err
+// settle makes durable what recovery has found out: state that only the second copy
+// had, ranges that are lost, and a new epoch, so that what comes from now on is not
+// taken for what was cut. It is the first commit of each log after a repair: one that a
+// power cut takes is made again.
+func (s *Store) settle(recs []*recovered, lost [][]byte, newEpoch bool) error {
+	for i, l := range s.logs {
+		ops := append(recs[i].restore, lost[i]...)
+		var e Epoch
+		if newEpoch = newEpoch && i == 0; newEpoch {
+			var eops []byte
+			var err error
+			if e, eops, err = s.nextEpoch(0); err != nil {
+				return err
+			}
+			ops = append(ops, eops...)
+		}
+		if len(ops) == 0 {
+			continue
+		}
+		if err := s.commitWait(&Append{log: l, ops: ops}); err != nil {
+			return fmt.Errorf("write what recovery found: %w", err)
+		}
+		if newEpoch {
+			s.epochs = append(s.epochs, e)
+			s.setEpoch(e)
+		}
 	}
-	if err := s.commitWait(&Append{log: s.logs[0], ops: ops}); err != nil {
-		return fmt.Errorf("begin epoch %d: %w", e.Number, err)
-	}
-	s.epochs = append(s.epochs, e)
-	s.setEpoch(e)
 	return nil
 }
 
@@ -568,6 +580,9 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 	for _, p := range parts {
 		have := max(p.start, p.cleanTo, end[p.id])
 		next := max(have, salvaged[p.id], newest.ForkAt[p.id])
+		if r.twin != nil {
+			next = max(next, r.twin.next[p.id])
+		}
 		if have < next {
 			lost = append(lost, lostRange{p.id, have, next})
 		}

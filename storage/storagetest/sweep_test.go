@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -40,6 +39,7 @@ type golden struct {
 	last    []byte // the state that each append set
 	windows []byte // and the one it folded
 	id      storage.Identity
+	epochs  []storage.Epoch
 	target  string // the sealed segment of 64 KiB that is swept
 	side    string // its index
 	tail    string
@@ -61,12 +61,13 @@ func sweepConfig(dir string) storage.Config {
 
 // makeGolden writes some segments of 64 KiB. The topics were made in one that is gone and
 // their state was written forward: Open believes the index of the target and does not read
-// it, unless the index is missing.
-func makeGolden(t *testing.T, dir string) *golden {
+// it, unless the index is missing. With own, topics are made and deleted, starts moved and
+// an epoch begun in the target: Open reads it, and nothing tells that state again later.
+func makeGolden(t *testing.T, dir string, own bool) *golden {
 	t.Helper()
 	s, err := storage.Open(sweepConfig(dir))
 	must(t, err)
-	defer s.Close()
+	defer func() { s.Close() }()
 	for topic, n := range map[string]int{"a": 2, "b": 1} {
 		_, err := s.CreateTopic(topic, storage.TopicConfig{Partitions: n})
 		must(t, err)
@@ -104,6 +105,16 @@ func makeGolden(t *testing.T, dir string) *golden {
 			commit()
 		}
 	}
+	fill(3)
+	if own {
+		ownState(t, s)
+		must(t, s.Close())
+		cfg := sweepConfig(dir)
+		cfg.NewEpoch = true
+		s, err = storage.Open(cfg)
+		must(t, err)
+		parts = sweepParts(s)
+	}
 	fill(4)
 	segs := segments()
 	var first uint64
@@ -118,12 +129,14 @@ func makeGolden(t *testing.T, dir string) *golden {
 		}
 	}
 	for _, p := range parts {
-		must(t, p.SetStart(starts[uint32(p.ID())]))
+		if to := starts[uint32(p.ID())]; to > p.Start() {
+			must(t, p.SetStart(to))
+		}
 	}
 	must(t, s.Retain())
 	target := 1 // what TruncateFront leaves stands before it
 	fill(4)
-	g := &golden{files: map[string][]byte{}, parts: map[string][]piece{}, starts: map[string]int64{}, ends: map[string]int64{}, id: s.Identity()}
+	g := &golden{files: map[string][]byte{}, parts: map[string][]piece{}, starts: map[string]int64{}, ends: map[string]int64{}, id: s.Identity(), epochs: s.Epochs()}
 	for name, p := range parts {
 		g.starts[name], g.ends[name] = p.Start(), p.HighWatermark()
 		g.parts[name], err = readPieces(p, p.Start())
@@ -198,9 +211,10 @@ type harmed struct {
 
 // bench is a directory in which one worker damages copies of a golden store.
 type bench struct {
-	g   *golden
-	dir string
-	n   int
+	g    *golden
+	dir  string
+	n    int
+	tail bool // the tail was damaged: the last state of others may be in what is lost
 	// dirty are the files that were damaged, and perhaps repaired.
 	dirty map[string]bool
 }
@@ -235,7 +249,7 @@ func (b *bench) restore(h harm) error {
 			continue
 		case hit:
 			data = bad
-		case !b.dirty[name]:
+		case !b.dirty[name] && filepath.Base(name) != "twin": // that one is replaced
 			if fi, err := os.Stat(path); err == nil && fi.Size() > int64(len(data)) {
 				if err := os.Truncate(path, int64(len(data))); err != nil {
 					return err
@@ -266,6 +280,7 @@ func (b *bench) try(h harm) (v harmed, err error) {
 	if err := b.restore(h); err != nil {
 		return v, err
 	}
+	_, b.tail = h.files[b.g.tail]
 	s, err := storage.Open(sweepConfig(b.dir))
 	if err != nil {
 		if _, hit := h.files["IDENTITY"]; hit {
@@ -327,6 +342,15 @@ func (b *bench) compare(s *storage.Store, again bool) (v harmed, err error) {
 	}
 	raised := id.Epoch.Number > g.id.Epoch.Number
 	parts := sweepParts(s)
+	if len(parts) != len(g.parts) {
+		return v, fmt.Errorf("%d partitions, there were %d", len(parts), len(g.parts))
+	}
+	epochs := s.Epochs()
+	for i, e := range g.epochs {
+		if i >= len(epochs) || epochs[i].ID != e.ID || epochs[i].Number != e.Number {
+			return v, fmt.Errorf("epoch %d is lost or another: %+v", e.Number, epochs)
+		}
+	}
 	got := map[string][]piece{}
 	for name := range g.parts {
 		p := parts[name]
@@ -397,7 +421,7 @@ func (b *bench) compare(s *storage.Store, again bool) (v harmed, err error) {
 			return v, fmt.Errorf("%s: a batch at offset %d that nobody wrote", name, have[0].from)
 		}
 	}
-	if v.cut {
+	if v.cut || b.tail {
 		return v, nil
 	}
 	last, _ := s.State(storage.KindMeta, "last")
@@ -469,7 +493,7 @@ func (g *golden) withoutSides(h harm) harm {
 // where it believes the index and a reader finds the damage. No wrong record, no panic, at
 // most one batch lost for a flipped bit, each loss declared.
 func TestFlipsAndCutsOfASegment(t *testing.T) {
-	g := makeGolden(t, filepath.Join(scratch(t), "golden"))
+	g := makeGolden(t, filepath.Join(scratch(t), "golden"), false)
 	whole := g.files[g.target]
 	start, step := time.Now(), *sweepEvery
 	if testing.Short() {
@@ -522,11 +546,85 @@ func TestFlipsAndCutsOfASegment(t *testing.T) {
 	t.Logf("%d cuts in %v: %d batches lost, all declared", runs, time.Since(start).Round(time.Millisecond), total.batches)
 }
 
-// The same for the index of a segment and for the catalog of indexes: nothing is lost,
-// since the segment tells it all.
+// ownRanges are the ranges of entries that hold state of the store itself.
+func ownRanges(b []byte) (ranges [][2]int) {
+	for pos := 0; pos < len(b); {
+		size, n := binary.Uvarint(b[pos:])
+		if n <= 0 || int(size) > len(b)-pos-n {
+			break
+		}
+		e := b[pos+n : pos+n+int(size)]
+		if e[3] == 2 && len(e) > 48 && e[48] < byte(storage.KindSession) {
+			ranges = append(ranges, [2]int{pos, pos + n + int(size)})
+		}
+		pos += n + int(size)
+	}
+	return ranges
+}
+
+// Every bit of the entries in which topics were made and deleted, starts moved and epochs
+// begun, and every byte at which a segment can end among them: no topic is hidden or comes
+// back, no start moves, no epoch is lost. Likewise every bit and byte of the newest segment:
+// the store was closed, so nothing there can be a torn write, and all that is gone is
+// declared.
+func TestFlipsAndCutsOfOwnState(t *testing.T) {
+	g := makeGolden(t, filepath.Join(scratch(t), "golden"), true)
+	start, step := time.Now(), *sweepEvery
+	if testing.Short() {
+		step *= 16
+	}
+	first := int(storagetest.Rotation() % uint64(step))
+	entries := 0
+	total, runs := sweep(t, g, func(yield func(harm) bool) {
+		for name, whole := range g.files {
+			if !strings.Contains(name, "/log/") {
+				continue
+			}
+			ranges := ownRanges(whole)
+			entries += len(ranges)
+			if name == g.tail {
+				ranges = [][2]int{{0, len(whole)}}
+			}
+			for _, o := range ranges {
+				for bit := 8*o[0] + first; bit < 8*o[1]; bit += step {
+					b := bytes.Clone(whole)
+					b[bit/8] ^= 1 << (bit % 8)
+					h := harm{fmt.Sprintf("%s: bit %d of byte %d of %d flipped", name, bit%8, bit/8, len(whole)), map[string][]byte{name: b}}
+					if bit/step%2 == 0 {
+						h = g.withoutSides(h)
+					}
+					if !yield(h) {
+						return
+					}
+				}
+				for at := o[0] + first%8; at < o[1]; at += max(step/8, 1) {
+					h := harm{fmt.Sprintf("%s cut to %d of %d bytes", name, at, len(whole)), map[string][]byte{name: whole[:at]}}
+					if name != g.tail && at%2 == 0 {
+						h.what += ", cut"
+					}
+					if !yield(h) {
+						return
+					}
+				}
+			}
+		}
+	}, func(h harm, v harmed) error {
+		if flip := strings.Contains(h.what, "flipped"); v.cut || flip && v.batches > 1 {
+			return fmt.Errorf("%d batches lost, end cut: %v", v.batches, v.cut)
+		}
+		return nil
+	})
+	t.Logf("%d damages of %d entries and of the tail in %v: %d batches lost, all declared", runs, entries, time.Since(start).Round(time.Millisecond), total.batches)
+	if entries < 8 {
+		t.Errorf("only %d entries hold state of the store", entries)
+	}
+}
+
+// The same for the index of a segment, for the catalog of indexes and for the second copy
+// of the state: nothing is lost, since the log tells it all.
 func TestFlipsAndCutsOfAnIndex(t *testing.T) {
-	g := makeGolden(t, filepath.Join(scratch(t), "golden"))
-	for _, name := range []string{g.side, filepath.Join("main", "catalog")} {
+	g := makeGolden(t, filepath.Join(scratch(t), "golden"), true)
+	for _, name := range []string{g.side, filepath.Join("main", "catalog"), filepath.Join("main", "twin")} {
 		if whole := g.files[name]; len(whole) > 0 {
 			sweepIndex(t, g, name, whole)
 		}
@@ -561,7 +659,7 @@ func sweepIndex(t *testing.T, g *golden, name string, whole []byte) {
 // Every bit and every byte of the identity file: the store refuses to open and says why, or
 // it is the same store as before. It never opens as another.
 func TestFlipsAndCutsOfTheIdentity(t *testing.T) {
-	g := makeGolden(t, filepath.Join(scratch(t), "golden"))
+	g := makeGolden(t, filepath.Join(scratch(t), "golden"), false)
 	whole := g.files["IDENTITY"]
 	var refused atomic.Int64
 	_, runs := sweep(t, g, func(yield func(harm) bool) {
@@ -592,27 +690,31 @@ func TestFlipsAndCutsOfTheIdentity(t *testing.T) {
 	}
 }
 
-// ownState are the ranges of a segment with entries that hold topics, starts or epochs.
-func ownState(b []byte) (ranges [][2]int) {
-	for pos := 0; pos < len(b); {
-		size, n := binary.Uvarint(b[pos:])
-		if n <= 0 || int(size) > len(b)-pos-n {
-			break
-		}
-		e := b[pos+n : pos+n+int(size)]
-		if e[3] == 2 && len(e) > 48 && e[48] < byte(storage.KindSession) {
-			ranges = append(ranges, [2]int{pos, pos + n + int(size)})
-		}
-		pos += n + int(size)
+// ownState makes topics, moves a start, deletes a topic: nothing of it is told again.
+func ownState(t *testing.T, s *storage.Store) {
+	t.Helper()
+	for _, name := range []string{"gone", "c", "d"} {
+		_, err := s.CreateTopic(name, storage.TopicConfig{Partitions: 2, RetentionAge: time.Hour})
+		must(t, err)
 	}
-	return ranges
+	for i := range 3 {
+		a := s.NewAppend("")
+		for _, name := range []string{"gone", "c"} {
+			tp, _ := s.Topic(name)
+			must(t, a.Record(tp.Partition(0), 1, nil, value(uint64(i), 7)[:12], nil))
+		}
+		must(t, s.Commit(t.Context(), a))
+	}
+	tp, _ := s.Topic("c")
+	must(t, tp.Partition(0).SetStart(2))
+	must(t, s.DeleteTopic("gone"))
 }
 
 // Random sector faults of any file: 512 bytes or 4 KiB are zeroed, hold what belongs
-// elsewhere, or what they held before. All that is gone is declared; only the end of the
-// newest segment may be taken for a torn write, and then a new epoch begins.
+// elsewhere, or what they held before. All that is gone is declared; nothing is taken for
+// a torn write, since the store was closed.
 func TestSectorFaults(t *testing.T) {
-	g := makeGolden(t, filepath.Join(scratch(t), "golden"))
+	g := makeGolden(t, filepath.Join(scratch(t), "golden"), true)
 	n := *sectors
 	if testing.Short() {
 		n /= 5
@@ -660,10 +762,6 @@ func TestSectorFaults(t *testing.T) {
 					copy(b[from:to], other[from:])
 				}
 			}
-			// Topics, starts and epochs are told once; what a fault there costs is another test's.
-			if strings.Contains(name, "/log/") && slices.ContainsFunc(ownState(g.files[name]), func(o [2]int) bool { return !bytes.Equal(b[o[0]:o[1]], g.files[name][o[0]:o[1]]) }) {
-				continue
-			}
 			h := harm{fmt.Sprintf("rotation %d: %s, sector [%d, %d) %s", rot, name, from, to, what), map[string][]byte{name: b}}
 			if r.IntN(2) == 0 && !strings.HasSuffix(name, ".idx") {
 				h = g.withoutSides(h)
@@ -673,7 +771,7 @@ func TestSectorFaults(t *testing.T) {
 			}
 		}
 	}, func(h harm, v harmed) error {
-		if _, tail := h.files[g.tail]; v.cut && !tail {
+		if v.cut {
 			return errors.New("the end of the log was cut")
 		}
 		return nil
