@@ -1,6 +1,7 @@
 package link
 
 import (
+	"slices"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -11,8 +12,10 @@ import (
 // watch is the session's clock: heartbeats, status, and the watchdog. Progress, not
 // "connected", decides whether a link lives:
 //
-//   - The path: while anything is outstanding (data, or a heartbeat), a packet of the
-//     hub must come within max(3 s, 4 round trips). After half of that a heartbeat asks for one.
+//   - The path: while anything is outstanding (data, or a heartbeat), the hub must show within
+//     max(3 s, 4 round trips) that something arrived there: an answer, an ack, a round trip
+//     measured anew. Packets of the hub alone show nothing: it repeats what it said long before
+//     a path died one way. After half of that time a heartbeat asks.
 //   - The hub: while data is outstanding, something must become durable within StallTimeout.
 //
 // Else the session is stalled and the Client dials beside it. After an outage a QUIC
@@ -27,14 +30,19 @@ func (s *session) watch() {
 	defer tick.Stop()
 	var (
 		started    = time.Now()
-		heard      = started // last packet of the hub
-		packets    uint64
+		heard      = started // last sign that something arrived at the hub
+		sign       lifeSign
 		acks       int64
 		acked      = started // last ack, or last time nothing was outstanding
 		lastBeat   = started
 		lastStatus = started
 		forced     time.Time
 		lastRetry  = started
+		told       wire.Status // the last one
+		toldAcks   int64
+		toldAt     time.Time
+		quiet      bool // a heartbeat without an answer was sent, and nothing shows yet that it arrived
+		quiets     int  // since the last one with an answer
 		measure    = measureStart{at: started}
 		asked      bool // a heartbeat is meant to end this silence
 	)
@@ -49,18 +57,22 @@ func (s *session) watch() {
 		}
 		now := time.Now()
 		q := s.conn.ConnectionStats()
-		if q.PacketsReceived != packets {
-			packets, heard, asked = q.PacketsReceived, now, false
-		}
 		s.mu.Lock()
 		outstanding := s.sender.Outstanding()
 		backlog := s.sender.Pending(wire.LaneBulk)
 		s.mu.Unlock()
+		l := lifeSign{acks: s.acks.Load(), answered: s.answered.Load(), latest: q.LatestRTT, smoothed: q.SmoothedRTT, spread: q.MeanDeviation}
+		if outstanding == 0 { // nothing that the hub could repeat: what comes answers us
+			l.packets = q.PacketsReceived
+		}
+		if l != sign {
+			sign, heard, asked, quiet = l, now, false, false
+		}
 		if a := s.acks.Load(); a != acks || outstanding == 0 {
 			acks, acked = a, now
 		}
 		s.measure(&measure, now, backlog, q)
-		waiting := outstanding > 0 || s.answered.Load() != s.heartbeat.Load()
+		waiting := outstanding > 0 || quiet || s.answered.Load() != s.heartbeat.Load()
 		if !waiting {
 			heard = now
 		}
@@ -70,8 +82,13 @@ func (s *session) watch() {
 			forced = now.Add(patience) // the link is back, but this connection may sleep for a minute yet
 		}
 		stalled := waiting && (silent >= patience || now.Before(forced) && silent >= time.Second) || now.Sub(acked) >= cfg.StallTimeout
-		if probe || now.Sub(lastBeat) >= beat || waiting && silent >= patience/2 && !asked {
-			asked, lastBeat = true, now
+		switch due := now.Sub(lastBeat) >= beat; {
+		case due && !probe && !waiting && quiets < quietBeats && q.SmoothedRTT > 0: // the transport tells what arrived
+			quiet, lastBeat = true, now
+			quiets++
+			s.send(&wire.Heartbeat{Quiet: true, Pad: make([]byte, wire.QuietPad)})
+		case probe || due || waiting && silent >= patience/2 && !asked:
+			asked, lastBeat, quiets = true, now, 0
 			s.send(&wire.Heartbeat{Sequence: s.heartbeat.Add(1), Sent: now.UnixNano(), Clock: s.c.clock(), Pad: make([]byte, wire.HeartbeatPad)})
 		}
 		if stalled != s.isStalled.Load() {
@@ -99,10 +116,30 @@ func (s *session) watch() {
 			if cfg.Status != nil {
 				st := cfg.Status()
 				st.Clock, st.Link = s.c.clock(), s.linkStatus()
-				s.send(&st)
+				if outstanding > 0 || acks != toldAcks || news(&st, &told) || now.Sub(toldAt) >= quietBeats*cfg.StatusInterval {
+					told, toldAcks, toldAt = st, acks, now
+					s.send(&st)
+				}
 			}
 		}
 	}
+}
+
+// quietBeats is how many heartbeats of an idle session go without an answer, and for how
+// many intervals an idle node's status is not repeated.
+const quietBeats = 40
+
+// news says whether a status tells more than counters of an idle node that move by themselves.
+func news(st, told *wire.Status) bool {
+	return st.Devices != told.Devices || st.Records != told.Records || st.Refused != told.Refused || st.Dropped != told.Dropped ||
+		st.ConfigSeen != told.ConfigSeen || st.Clock.Trusted != told.Clock.Trusted || len(st.Backlog) != len(told.Backlog) || !slices.Equal(st.Notes, told.Notes)
+}
+
+// lifeSign changes when something that this end sent is known to have arrived.
+type lifeSign struct {
+	acks                     int64
+	answered, packets        uint64
+	latest, smoothed, spread time.Duration
 }
 
 type measureStart struct {

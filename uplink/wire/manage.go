@@ -76,14 +76,19 @@ func (*CommandResult) Type() Type { return TypeCommandResult }
 // provoke a stateless reset from a restarted hub (RFC 9000, 10.3).
 const HeartbeatPad = 32
 
+// QuietPad makes a quiet one 40 bytes.
+const QuietPad = 24
+
 // Heartbeat goes both ways. The receiver of one with Reply false answers with the
 // same Sequence and Sent, Reply true and its own Clock: that measures round trip and clock offset.
+// A quiet one is not answered, the acknowledgement below tells enough: an idle day of answers costs a megabyte.
 type Heartbeat struct {
 	Sequence uint64 `cbor:"1,keyasint"`
 	Sent     int64  `cbor:"2,keyasint"` // the asker's clock, UnixNano
 	Reply    bool   `cbor:"3,keyasint,omitempty"`
 	Clock    Clock  `cbor:"4,keyasint"`
 	Pad      []byte `cbor:"5,keyasint"`
+	Quiet    bool   `cbor:"6,keyasint,omitempty"`
 }
 
 // Type implements Message.
