@@ -27,3 +27,30 @@ func AppendBatch(dst []byte, base int64, n int, ts int64, payload []byte) []byte
 	binary.BigEndian.PutUint32(dst[at+17:], crc32.Checksum(dst[at+21:], castagnoli))
 	return dst
 }
+
+// Record is one of a batch that AppendRecords makes.
+type Record struct {
+	Key, Value []byte
+	Millis     int64 // its time
+	Headers    [][2]string
+}
+
+// AppendRecords appends a Kafka RecordBatch v2 of these records at base.
+func AppendRecords(dst []byte, base int64, records []Record) []byte {
+	var payload, b []byte
+	text := func(s []byte) { b = append(binary.AppendVarint(b, int64(len(s))), s...) }
+	for i, r := range records {
+		b = append(b[:0], 0) // attributes
+		b = binary.AppendVarint(b, r.Millis-records[0].Millis)
+		b = binary.AppendVarint(b, int64(i))
+		text(r.Key)
+		text(r.Value)
+		b = binary.AppendVarint(b, int64(len(r.Headers)))
+		for _, h := range r.Headers {
+			text([]byte(h[0]))
+			text([]byte(h[1]))
+		}
+		payload = append(binary.AppendVarint(payload, int64(len(b))), b...)
+	}
+	return AppendBatch(dst, base, len(records), records[0].Millis, payload)
+}
