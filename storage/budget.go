@@ -13,6 +13,7 @@ const (
 	freeHeldFor       = 50 * time.Millisecond // a reader may hold what was dropped so long
 	freeCheckBytes    = 64 << 10              // and after so many bytes of our own, when space is scarce
 	maxBallast        = 16 << 20
+	minTailShare      = 8 // a tail of less than this share of a segment is not given up
 )
 
 // ballast is a file whose blocks are allocated and never written: space that is
@@ -89,7 +90,7 @@ func (c *committer) admit() error {
 		if c.refused[i] != nil {
 			continue
 		}
-		need := int64(a.Bytes()) + 256*int64(len(a.items)) + 256
+		need := a.need()
 		kind := 0
 		if len(a.items) == 0 {
 			kind = 1
@@ -99,7 +100,7 @@ func (c *committer) admit() error {
 		}
 		if !tried && (c.noSpace || used+need > room[kind]) {
 			tried = true
-			if err := c.makeRoom(used+need, kind == 1); err != nil {
+			if err := c.makeRoom(used+need, used+c.needs(i), kind == 1); err != nil {
 				return err
 			}
 			room = [2]int64{max(c.room(false), 0), max(c.room(true), 0)}
@@ -116,6 +117,19 @@ func (c *committer) admit() error {
 		l.stats.setFull(false)
 	}
 	return nil
+}
+
+// need is about what an append takes in the log.
+func (a *Append) need() int64 { return int64(a.Bytes()) + 256*int64(len(a.items)) + 256 }
+
+// needs is what the group's appends from the i-th on take: room is made for all at once.
+func (c *committer) needs(i int) (n int64) {
+	for ; i < len(c.group); i++ {
+		if c.refused[i] == nil {
+			n += c.group[i].a.need()
+		}
+	}
+	return n
 }
 
 // room is how many bytes the class may still write: records leave the reserves
@@ -170,6 +184,8 @@ func (c *committer) freeBytes() int64 {
 		left, err := l.s.cfg.FS.Free(l.segDir)
 		if err != nil {
 			left = -1
+		} else if left >= 0 { // the file system counts the tail's blocks as used already
+			left += max(c.allocated-c.tailSize, 0)
 		}
 		c.left, c.freeAt, c.since = left, now, 0
 	}
@@ -194,12 +210,12 @@ func (c *committer) mayFillReserve(size int64) bool {
 	return free >= 0 && free-max(c.l.cfg.MinFreeBytes, 0) >= size+int64(c.l.cfg.SegmentBytes)
 }
 
-// makeRoom lets classes give up their oldest segments until need bytes have room,
-// or nothing more may go. First goes what the hub has, then, by DropOldest, what it
+// makeRoom lets classes give up their oldest segments until need bytes have room, better
+// want, or nothing more may go. First goes what the hub has, then, by DropOldest, what it
 // does not have. For the class's own budget only the class itself is asked; for
 // what all share also those of lower rank, before it. Those of higher rank are
 // asked for what the hub has, without waiting for it.
-func (c *committer) makeRoom(need int64, state bool) error {
+func (c *committer) makeRoom(need, want int64, state bool) error {
 	l := c.l
 	if time.Since(c.freeAt) > freeHeldFor {
 		c.freeAt = time.Time{} // others may have made room since
@@ -207,20 +223,22 @@ func (c *committer) makeRoom(need int64, state bool) error {
 	if c.noSpace {
 		c.noSpace = false
 		if free := c.freeBytes(); free >= 0 && free < 2*int64(l.cfg.SegmentBytes) { // the disk is full, whatever the limits say
-			return c.shareOut(need+int64(l.cfg.SegmentBytes), func() int64 { return 0 })
+			return c.shareOut(want+int64(l.cfg.SegmentBytes), func() int64 { return 0 })
 		}
 	}
 	for _, lose := range []bool{false, true} {
-		if short := need - c.classRoom(state); short > 0 {
+		if short := want - c.classRoom(state); short > 0 {
 			if _, err := c.giveUp(short, lose); err != nil {
 				return err
 			}
 		}
 	}
-	if need > c.classRoom(state) {
+	room := c.classRoom(state)
+	if need > room {
 		return nil // refused anyway: others need not give up anything for it
 	}
-	short := func() int64 { return need - c.sharedRoom(state) }
+	want = min(want, room)
+	short := func() int64 { return want - c.sharedRoom(state) }
 	return c.shareOut(short(), short)
 }
 
@@ -235,16 +253,19 @@ func (c *committer) shareOut(n int64, short func() int64) error {
 	me := slices.Index(order, l)
 	for _, lose := range []bool{false, true} {
 		for _, o := range order[:me+1] {
-			freed, err := int64(0), error(nil)
-			if o == l {
-				freed, err = c.giveUp(n, lose)
-			} else {
-				o.do(func() (err error) { freed, err = o.c.give(n, lose); return err }) // its failure is its own
-			}
-			if err != nil {
-				return err
-			}
-			if freed > 0 {
+			for {
+				freed, err := int64(0), error(nil)
+				if o == l {
+					freed, err = c.giveUp(n, lose)
+				} else {
+					o.do(func() (err error) { freed, err = o.c.give(n, lose); return err }) // its failure is its own
+				}
+				if err != nil {
+					return err
+				}
+				if freed <= 0 {
+					break
+				}
 				if o != l {
 					c.credit(freed)
 				}
@@ -282,6 +303,13 @@ func (c *committer) giveUp(need int64, lose bool) (freed int64, err error) {
 	l := c.l
 	if l.cfg.WhenFull == 0 || lose && l.cfg.WhenFull != DropOldest {
 		return 0, nil
+	}
+	if lose && l.tailSegment().size >= int64(l.cfg.SegmentBytes)/minTailShare && l.droppable() < need {
+		// All that is left is the tail. The newest goes on.
+		l.reserve.releaseBelow(l.reserve.size)
+		if err := c.roll(); err != nil {
+			return 0, err
+		}
 	}
 	// Coarse steps: each costs a fsync or two.
 	need += max(int64(l.cfg.SegmentBytes), max(l.cfg.MaxBytes, l.s.cfg.MaxBytes)/32)
@@ -338,6 +366,19 @@ func (c *committer) giveUp(need int64, lose bool) (freed int64, err error) {
 		l.reserve.fill(c.mayFillReserve)
 	}
 	return freed, err
+}
+
+// droppable is what the sealed segments take; the one entry that the last drop left does
+// not count.
+func (l *classLog) droppable() (n int64) {
+	l.segMu.RLock()
+	defer l.segMu.RUnlock()
+	for _, seg := range l.segs[:len(l.segs)-1] {
+		if seg.last > seg.first {
+			n += seg.size
+		}
+	}
+	return n
 }
 
 // spansUpTo returns, for each partition with batches in segments up to index,

@@ -12,6 +12,7 @@ import (
 
 	"tailrace/storage"
 	"tailrace/storage/internal/durable"
+	"tailrace/storage/storagetest"
 )
 
 // smallDisks runs f on a small tmpfs and on a small ext4 with a journal, each in a
@@ -20,7 +21,7 @@ func smallDisks(t *testing.T, f func(t *testing.T, dir string)) {
 	t.Run("tmpfs", func(t *testing.T) {
 		dir := t.TempDir()
 		if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-			t.Skipf("mounting a small tmpfs needs root: %v", err)
+			storagetest.CannotMount(t, "mounting a small tmpfs: %v", err)
 		}
 		t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
 		f(t, dir)
@@ -32,10 +33,10 @@ func smallDisks(t *testing.T, f func(t *testing.T, dir string)) {
 			t.Fatal(err)
 		}
 		if out, err := exec.Command("mkfs.ext4", "-q", "-b", "1024", "-J", "size=1", "-N", "200", "-m", "0", image).CombinedOutput(); err != nil {
-			t.Skipf("mkfs.ext4: %v: %s", err, out)
+			storagetest.CannotMount(t, "mkfs.ext4: %v: %s", err, out)
 		}
 		if out, err := exec.Command("mount", "-o", "loop", image, dir).CombinedOutput(); err != nil {
-			t.Skipf("mounting an image needs root and a loop device: %v: %s", err, out)
+			storagetest.CannotMount(t, "mounting an image: %v: %s", err, out)
 		}
 		t.Cleanup(func() { exec.Command("umount", "-l", dir).Run() })
 		f(t, dir)

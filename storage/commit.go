@@ -25,6 +25,7 @@ type committer struct {
 	batch     wal.Batch
 	tail      File // own descriptor of the tail segment, for fsync
 	tailSize  int64
+	allocated int64 // blocks that the tail was given beforehand
 	nextIndex uint64
 	commit    uint64 // number of the last commit
 	durable   uint64 // number of the last that was published
@@ -43,7 +44,7 @@ type committer struct {
 
 	usual   int64     // about what a commit takes, see pad
 	rolled  bool      // since the floor was looked at
-	left    int64     // of the file system at freeAt; negative when unknown
+	left    int64     // of the file system at freeAt, and of the tail's blocks; negative when unknown
 	freeAt  time.Time // zero: ask again
 	since   int64     // written since
 	noSpace bool      // the last write met a full disk
@@ -293,12 +294,8 @@ func (c *committer) publish(begins []uint64, now int64) {
 	at := 0
 	advance := func(roll int) {
 		for at < roll {
-			c.seal(seg, begins[at])
 			seg = &segment{first: begins[at], last: begins[at] - 1, path: filepath.Join(l.segDir, segmentName(begins[at]))}
-			l.segMu.Lock()
-			l.sealed += l.segs[len(l.segs)-1].size
-			l.segs = append(l.segs, seg)
-			l.segMu.Unlock()
+			c.addTail(seg)
 			at++
 		}
 	}

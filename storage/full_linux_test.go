@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"tailrace/storage"
+	"tailrace/storage/storagetest"
 )
 
 // TestFullDiskNeverAcknowledges fills a file system of 600 KB: every append is
@@ -17,7 +18,7 @@ import (
 func TestFullDiskNeverAcknowledges(t *testing.T) {
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=600k"); err != nil {
-		t.Skipf("mounting a small tmpfs needs root: %v", err)
+		storagetest.CannotMount(t, "mounting a small tmpfs: %v", err)
 	}
 	defer syscall.Unmount(dir, syscall.MNT_DETACH)
 	size := 600

@@ -176,8 +176,9 @@ type preallocator interface {
 // and writes the maps of the file system with it: 8 KB of 28 a commit on ext4. That it
 // fails does not matter.
 func (l *classLog) preallocate(path string) {
-	if a, ok := l.s.cfg.FS.(preallocator); ok && l.cfg.SegmentBytes <= maxPreallocate {
-		a.Preallocate(path, int64(l.cfg.SegmentBytes))
+	l.c.allocated = 0
+	if a, ok := l.s.cfg.FS.(preallocator); ok && l.cfg.SegmentBytes <= maxPreallocate && a.Preallocate(path, int64(l.cfg.SegmentBytes)) == nil {
+		l.c.allocated = int64(l.cfg.SegmentBytes)
 	}
 }
 

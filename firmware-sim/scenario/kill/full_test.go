@@ -21,6 +21,7 @@ import (
 
 	"tailrace/firmware-sim/ledger"
 	"tailrace/firmware-sim/rawload"
+	"tailrace/storage/storagetest"
 )
 
 var fills = flag.Int("fills", envInt("TAILRACE_FILLS", 20), "how often the disk is filled; 200 is the long form (TAILRACE_FILLS)")
@@ -46,7 +47,7 @@ func TestDiskFilledAgainAndAgain(t *testing.T) {
 	}
 	data := filepath.Join(dir, "node")
 	if err := syscall.Mount("tmpfs", data, "tmpfs", 0, "size=1m"); err != nil {
-		t.Skipf("mounting a disk of 1 MiB needs root: %v", err)
+		storagetest.CannotMount(t, "mounting a disk of 1 MiB: %v", err)
 	}
 	t.Cleanup(func() { syscall.Unmount(data, syscall.MNT_DETACH) })
 	conf, err := os.ReadFile(filepath.Join(dir, "edge.yaml"))
@@ -135,8 +136,8 @@ func TestDiskFilledAgainAndAgain(t *testing.T) {
 			t.Errorf("%d devices failed (%s), %d sessions lost", r.Failed, r.FirstError, r.SessionsLost)
 		}
 	}
-	// A few of drop-oldest are refused, too: when all it had left was its tail.
-	if results[1].Refused == 0 || results[0].Refused > results[0].Acked/10 {
+	// Drop-oldest makes room, even when all it has left is its tail.
+	if results[1].Refused == 0 || results[0].Refused > results[0].Acked/100 {
 		t.Errorf("refused: %d of drop-oldest, %d of reject", results[0].Refused, results[1].Refused)
 	}
 	await("the hub has all that is left, or knows that it is gone", func(st nodeState) bool { return st.Uplink.Lag == 0 && len(st.Store.Losses) == 0 })
