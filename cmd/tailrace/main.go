@@ -91,6 +91,7 @@ It talks to a hub by default (http://127.0.0.1:8080). On site, point it at a nod
 		newLosses(&api),
 		newExportBundle(&api),
 		newImportBundle(&api),
+		newDrain(&api),
 		newDoctor(),
 		newCheck(),
 		newDevCerts(),

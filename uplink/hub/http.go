@@ -25,6 +25,7 @@ import (
 //	POST /api/v1/nodes/{node}/accept takes the node's next log whatever it is; ends a fence
 //	GET  /api/v1/devices             ?after=&limit=   {"devices":[DeviceInfo],"next":"…"}
 //	GET  /api/v1/losses              ?node=&topic=&limit=   {"losses":[LossRow],"totals":[…]}
+//	POST /api/v1/drain               sends nodes away (drainRequest): {"told": n}
 //	POST /api/v1/bundles             a bundle (package bundle): BundleResult
 //	GET  /healthz /readyz /metrics   without authentication: healthz, readyz
 //	GET  /                           console
@@ -37,6 +38,7 @@ func (h *Hub) buildHandler() (http.Handler, error) {
 	if !h.cfg.HTTP.ReadOnly {
 		mux.HandleFunc("POST /api/v1/nodes/{node}/accept", h.serveAccept)
 		mux.HandleFunc("POST /api/v1/bundles", h.serveBundle)
+		mux.HandleFunc("POST /api/v1/drain", h.serveDrain)
 	}
 	mux.HandleFunc("GET /api/v1/devices", h.serveDevices)
 	mux.HandleFunc("GET /api/v1/losses", h.serveLosses)

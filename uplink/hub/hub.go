@@ -105,7 +105,7 @@ func New(c Config) (_ *Hub, err error) {
 		return nil, err
 	}
 	if h.links, err = link.NewServer(link.ServerConfig{PacketConn: h.conn, Listener: h.nodeLn, TLS: linkTLS, Sink: sink{h}, Logger: c.Logger.With("subsystem", "link"),
-		StatelessResetKey: key, MaxNodes: c.Limits.MaxNodes,
+		StatelessResetKey: key, MaxNodes: c.Limits.MaxNodes, RestartSpread: restartSpread(len(h.nodes.nodes)),
 		Split: splitRange}); err != nil {
 		return nil, err
 	}
@@ -118,6 +118,12 @@ func New(c Config) (_ *Hub, err error) {
 		return nil, err
 	}
 	return h, nil
+}
+
+// restartSpread is over how long nodes come back after a restart: 300 handshakes a second
+// take about a third of a core.
+func restartSpread(nodes int) time.Duration {
+	return min(max(2*time.Second, time.Duration(nodes)*time.Second/300), time.Minute)
 }
 
 func (h *Hub) createTopic(name string) (*storage.Topic, error) {

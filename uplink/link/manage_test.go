@@ -3,6 +3,7 @@ package link_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -78,7 +79,7 @@ func TestDrainSendsNodesAwayForAWhile(t *testing.T) {
 		src := newSource(1, "wind")
 		c, stopNode := w.node("node-1", "10.0.1.1", src, nil)
 		w.until(5*time.Second, "connected", func() bool { return c.State().Connected })
-		hub.Drain("upgrade", nil, 30*time.Second)
+		hub.Drain(t.Context(), link.DrainOrder{Reason: "upgrade", RetryAfter: 30 * time.Second})
 		w.until(time.Second, "leave", func() bool { return !c.State().Connected })
 		src.put(0, 10, 100)
 		d := w.until(2*time.Minute, "return", func() bool { return src.ackedTo(0) == 10 })
@@ -92,6 +93,56 @@ func TestDrainSendsNodesAwayForAWhile(t *testing.T) {
 	})
 }
 
+// An order to many nodes is spread over time, and one to some reaches only those.
+func TestDrainIsSpreadAndSelective(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lte)
+		hub, stopHub := w.hub(nil)
+		var stops []func()
+		var nodes []*link.Client
+		for i := range 4 {
+			c, stop := w.node(fmt.Sprint("node-", i), fmt.Sprint("10.0.1.", i+1), newSource(byte(i+1), "wind"), nil)
+			nodes, stops = append(nodes, c), append(stops, stop)
+		}
+		connected := func() (n int) {
+			for _, c := range nodes {
+				if c.State().Connected {
+					n++
+				}
+			}
+			return n
+		}
+		w.until(10*time.Second, "all connected", func() bool { return connected() == 4 })
+		time.Sleep(time.Minute)
+		done := make(chan int)
+		go func() {
+			n, err := hub.Drain(t.Context(), link.DrainOrder{Reason: "upgrade", Nodes: []string{"node-0", "node-1", "node-3", "nobody"}, RetryAfter: time.Hour, Over: 3 * time.Second})
+			if err != nil {
+				t.Error(err)
+			}
+			done <- n
+		}()
+		for i, want := range []int{3, 2, 1} {
+			time.Sleep(500 * time.Millisecond)
+			if n := connected(); n != want {
+				t.Errorf("%d nodes after %d orders, want %d", n, i+1, want)
+			}
+			time.Sleep(500 * time.Millisecond)
+		}
+		if n := <-done; n != 3 {
+			t.Errorf("%d were told", n)
+		}
+		if !nodes[2].State().Connected {
+			t.Error("node-2 was not named")
+		}
+		for _, stop := range stops {
+			stop()
+		}
+		stopHub()
+		settle()
+	})
+}
+
 func TestDrainNamesAnotherHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lan)
@@ -101,7 +152,7 @@ func TestDrainNamesAnotherHub(t *testing.T) {
 		src.put(0, 10, 100)
 		c, stopNode := w.node("node-1", "10.0.1.1", src, nil)
 		w.until(5*time.Second, "data at the first", func() bool { return src.ackedTo(0) == 10 })
-		hub.Drain("upgrade", []string{"10.0.0.2:7443"}, 0)
+		hub.Drain(t.Context(), link.DrainOrder{Reason: "upgrade", Hubs: []string{"10.0.0.2:7443"}})
 		src.put(0, 10, 100)
 		w.until(5*time.Second, "data at the second", func() bool { return src.ackedTo(0) == 20 })
 		if st := c.State(); st.Hub != "10.0.0.2:7443" {

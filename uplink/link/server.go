@@ -345,14 +345,6 @@ func (s *Server) Nodes() []NodeState {
 	return out
 }
 
-// Drain asks every node to leave and come back after retryAfter, or to go to one of
-// hubs, all serving the same store. Nodes spread their return.
-func (s *Server) Drain(reason string, hubs []string, retryAfter time.Duration) {
-	for _, hs := range s.sessions() {
-		hs.send(&wire.Drain{Reason: reason, Hubs: hubs, RetryAfterMS: uint32(min(retryAfter, 24*time.Hour).Milliseconds())})
-	}
-}
-
 // Disconnect closes a node's session.
 func (s *Server) Disconnect(node string, code wire.Code, message string) error {
 	hs := s.session(node)
