@@ -53,7 +53,7 @@ reconnect, lose power and number all they send.`,
 	}
 	cmd.Flags().AddFlagSet(fleet.Flags())
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	cmd.AddCommand(fleet, loadCommand(), checkCommand(), floorCommand(), sourcesCommand())
+	cmd.AddCommand(fleet, loadCommand(), checkCommand(), floorCommand(), sourcesCommand(), swarmCommand())
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	return cmd
 }
