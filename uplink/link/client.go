@@ -282,7 +282,7 @@ func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
 }
 
 // handshake dials. A handshake that began while the path was down repeats itself ever
-// more slowly: when a probe finds the path back, it is begun anew, once.
+// more slowly: when a probe or an event of the network finds the path back, it is begun anew, once.
 func (d *dialer) handshake(ctx context.Context, conf *tls.Config, qc *quic.Config) (carrier, error) {
 	for again := false; ; again = true {
 		tctx, stop := context.WithTimeout(ctx, d.c.cfg.DialTimeout)
@@ -290,12 +290,19 @@ func (d *dialer) handshake(ctx context.Context, conf *tls.Config, qc *quic.Confi
 		if !again {
 			up := probePath(hctx, d.tr, d.addr, d.c.cfg.Probe, d.c.cfg.Rand)
 			go func() {
-				select {
-				case a := <-up:
-					if a.missed > 0 {
+				for {
+					select {
+					case a := <-up:
+						if a.missed == 0 {
+							up = nil
+							continue
+						}
 						cancel(errPathUp)
+					case <-d.c.linkUp:
+						cancel(errPathUp)
+					case <-hctx.Done():
 					}
-				case <-hctx.Done():
+					return
 				}
 			}()
 		}

@@ -161,10 +161,11 @@ func (x *diagnosing) probes(ctx context.Context) {
 		at    time.Time
 	}
 	answers := make(chan answer, 256)
+	tr := x.d.tr // x.d closes it at the end
 	go func() {
 		var b [1600]byte
 		for {
-			n, _, err := x.d.tr.ReadNonQUICPacket(rctx, b[:])
+			n, _, err := tr.ReadNonQUICPacket(rctx, b[:])
 			if err != nil {
 				return
 			}
