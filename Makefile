@@ -12,6 +12,7 @@ HOT := ./storage/... ./edge/mqtt/... ./uplink ./uplink/wire ./uplink/link ./upli
 FUZZTIME ?= 60s
 KILLS ?= 1000
 HISTORIES ?= 5000
+DAYS ?= 100
 
 .PHONY: help run build test quick race check lint cross setup fuzz sim crash planted conformance bench link-bench soak bars clean
 
@@ -73,7 +74,8 @@ link-bench: ## goodput, live latency, first record, wire bytes per record, in vi
 	$(GO) run ./cmd/bars -report -only wire-bytes
 	$(GO) test -run '^$$' -bench . -benchmem ./uplink/link ./uplink/wire/...
 
-soak: ## HISTORIES (5000) seeded histories of the link: cuts, loss, no UDP, restarts, failing stores
+soak: ## DAYS (100) seeded days of the link, and HISTORIES (5000) short ones: cuts, loss, no UDP, restarts, failing stores
+	$(GO) test -count=1 -timeout 0 -v ./uplink/link -run 'TestLongHistories' -soak.hours 24 -soak.count $(DAYS)
 	$(GO) test -count=1 -timeout 0 ./uplink/link -run 'TestRandomHistories' -chaos.count $(HISTORIES)
 
 bars: setup build ## measure every bar with a figure: bar, target, measured, command; fails if one falls short

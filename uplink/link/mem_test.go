@@ -91,6 +91,21 @@ func (s *memSource) put(part, n, size int) {
 	s.signal()
 }
 
+// trim forgets what the hub has, as a node that keeps nothing longer does.
+func (s *memSource) trim() {
+	for i := range s.parts {
+		acked := s.ackedTo(i)
+		s.mu.Lock()
+		p, k := s.parts[i], 0
+		for k < len(p.batches) && p.batches[k].next <= acked {
+			k++
+		}
+		p.batches = slices.Clone(p.batches[k:])
+		p.start = max(p.start, acked)
+		s.mu.Unlock()
+	}
+}
+
 // evict frees everything below off and says so.
 func (s *memSource) evict(part int, off int64) {
 	s.mu.Lock()
@@ -219,6 +234,7 @@ type memSink struct {
 	statuses int
 	gaps     []wire.Gap
 	sessions int
+	noTimes  bool // do not keep when things were stored
 	appended func(o wire.Origin, n int64)
 	tail     chan struct{} // closed when the append before is done: keeps done in order
 }
@@ -336,6 +352,13 @@ func (s *memSink) Append(ctx context.Context, o wire.Origin, batches []byte, don
 	finish(nil)
 }
 
+// fail makes every Append fail with err until it is nil again.
+func (s *memSink) fail(err error) {
+	s.mu.Lock()
+	s.failing = err
+	s.mu.Unlock()
+}
+
 func (s *memSink) store(o wire.Origin, batches []byte) uplink.RangeSet {
 	l := s.log(o)
 	var held uplink.RangeSet
@@ -365,7 +388,9 @@ func (s *memSink) store(o wire.Origin, batches []byte) uplink.RangeSet {
 		l.next = max(l.next, b.Next)
 		l.last = &wire.Held{Offset: b.Base, CRC: b.CRC}
 	}
-	l.times = append(l.times, time.Now())
+	if !s.noTimes {
+		l.times = append(l.times, time.Now())
+	}
 	if s.appended != nil {
 		s.appended(o, held.Count())
 	}

@@ -9,13 +9,14 @@
 //	r.Link("10.0.1.1").Set(linktest.Path{Rate: 10e6, Delay: 50 * time.Millisecond, Queue: 125_000, Loss: 0.01})
 //	r.Link("10.0.1.1").Down(true)
 //
-// Packets of one direction are delivered in order. At the end of a bubble, sleep some
+// Packets of one direction are delivered in order, unless Path.Jitter is set. At the end of a bubble, sleep some
 // virtual minutes so that quic-go's timers finish.
 package linktest
 
 import (
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +29,9 @@ type Path struct {
 	Delay time.Duration // one way
 	Queue int           // bytes that wait for the rate at most; 0 = no limit
 	Loss  float64       // probability of loss per packet
+	// Jitter delays every packet by up to so much more, each by itself: they overtake each other.
+	Jitter time.Duration
+	MTU    int // larger IP packets vanish; 0 = no limit
 }
 
 // Router is a simnet.Router. Every node IP has a link of its own to the hubs; hubs
@@ -40,12 +44,15 @@ type Router struct {
 	links map[string]*Link                 // by node ip
 	path  Path                             // of new links
 
+	mapped map[string]mapping // by outer address
+	ports  int                // outer ones given out
+
 	listeners map[string]*listener
 }
 
 // NewRouter makes a network without delay or limits; rng decides about losses.
 func NewRouter(rng *rand.Rand) *Router {
-	return &Router{rng: rng, nodes: map[string]simnet.PacketReceiver{}, hubs: map[string]bool{}, links: map[string]*Link{}}
+	return &Router{rng: rng, nodes: map[string]simnet.PacketReceiver{}, hubs: map[string]bool{}, links: map[string]*Link{}, mapped: map[string]mapping{}}
 }
 
 // Default sets both directions of links that are not made yet.
@@ -57,8 +64,16 @@ func (r *Router) Default(p Path) {
 
 // Link is the link of one node IP.
 type Link struct {
-	r    *Router
-	dirs [2]direction // up, down
+	r     *Router
+	dirs  [2]direction            // up, down
+	nat   int                     // how often the node's outer addresses changed
+	outer map[string]*net.UDPAddr // by inner address, since then
+}
+
+// mapping is an outer address of a node, known until its NAT forgets it.
+type mapping struct {
+	inner net.Addr
+	nat   int
 }
 
 type direction struct {
@@ -121,6 +136,15 @@ func (l *Link) Down(down bool) {
 	for i := range l.dirs {
 		l.dirs[i].down = down
 	}
+	l.r.mu.Unlock()
+}
+
+// Rebind changes the address under which the hub sees the node, as a NAT does that lost its
+// table: what is sent to the one before vanishes.
+func (l *Link) Rebind() {
+	l.r.mu.Lock()
+	l.nat++
+	clear(l.outer)
 	l.r.mu.Unlock()
 }
 
@@ -187,11 +211,13 @@ func (r *Router) SendPacket(p simnet.Packet) error {
 	if r.hubs[ip] {
 		ip, i = ipOf(p.To), 1
 	}
-	d := &r.link(ip).dirs[i]
+	l := r.link(ip)
+	d := &l.dirs[i]
 	n := len(p.Data) + 28 // IP and UDP headers
 	d.stats.Packets++
 	d.stats.Bytes += int64(n)
-	if d.down || d.drop != nil && d.drop(len(p.Data)) {
+	p, known := l.translate(p, i)
+	if !known || d.down || d.drop != nil && d.drop(len(p.Data)) || d.MTU > 0 && n > d.MTU {
 		d.stats.Lost++
 		return nil
 	}
@@ -210,7 +236,15 @@ func (r *Router) SendPacket(p simnet.Packet) error {
 		d.stats.Lost++
 		return nil
 	}
-	d.queue = append(d.queue, delayed{d.free.Add(d.Delay), p})
+	x := delayed{d.free.Add(d.Delay), p}
+	if d.Jitter > 0 {
+		x.at = x.at.Add(time.Duration(r.rng.Int64N(int64(d.Jitter))))
+	}
+	at := len(d.queue)
+	for at > 0 && d.queue[at-1].at.After(x.at) {
+		at--
+	}
+	d.queue = slices.Insert(d.queue, at, x)
 	if !d.running {
 		d.running = true
 		time.AfterFunc(d.queue[0].at.Sub(now), func() { r.run(d) })
@@ -218,11 +252,32 @@ func (r *Router) SendPacket(p simnet.Packet) error {
 	return nil
 }
 
-// Queued is how long what waits in the node's queue takes.
-func (l *Link) Queued() time.Duration {
-	l.r.mu.Lock()
-	defer l.r.mu.Unlock()
-	return max(0, time.Until(l.dirs[0].free))
+// translate gives a packet up the node's outer address, and one down its inner one.
+func (l *Link) translate(p simnet.Packet, dir int) (_ simnet.Packet, known bool) {
+	if dir == 1 {
+		m, ok := l.r.mapped[p.To.String()]
+		if !ok {
+			return p, l.nat == 0
+		}
+		p.To = m.inner
+		return p, m.nat == l.nat
+	}
+	if l.nat == 0 {
+		return p, true
+	}
+	inner := p.From.String()
+	a := l.outer[inner]
+	if a == nil {
+		l.r.ports++
+		a = &net.UDPAddr{IP: p.From.(*net.UDPAddr).IP, Port: 20000 + l.r.ports%40000}
+		if l.outer == nil {
+			l.outer = map[string]*net.UDPAddr{}
+		}
+		l.outer[inner] = a
+		l.r.mapped[a.String()] = mapping{p.From, l.nat}
+	}
+	p.From = a
+	return p, true
 }
 
 // run delivers what is due and arms the timer for the next.
