@@ -87,7 +87,9 @@ type cause struct {
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{srv: s, nc: nc, room: make(chan struct{}, 1), quit: make(chan struct{}), gone: make(chan struct{})}
 	c.out.init(nc, s.cfg.Limits.WriteTimeout, s.cfg.Limits.OutboundBytes)
-	c.raw = newRawReader(nc)
+	if c.raw = newRawReader(nc); c.raw != nil {
+		c.out.rc, c.out.flusher = c.raw.rc, &s.flusher
+	}
 	c.distributor = c.distribute
 	return c
 }

@@ -4,24 +4,28 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
 // outbox is what waits to be written to one peer. Appending never blocks, so one
-// that does not read delays nobody else. A goroutine writes while there is
-// something to write; an idle connection has none, and no buffer.
+// that does not read delays nobody else. The flusher writes what a TCP socket takes at
+// once; the rest, and everything to other transports, a goroutine of its own. An idle
+// connection has none, and no buffer.
 type outbox struct {
 	nc      net.Conn
+	rc      syscall.RawConn // nil = not for the flusher
+	flusher *flusher
 	timeout time.Duration
 	limit   int    // bytes above which full() is true
 	drained func() // called by the writer, without locks, when a full outbox has room again
 
 	mu      sync.Mutex
 	cur     *chunk // appended to; nil = empty
-	running bool
-	over    bool // was full since the last drained
-	broken  bool // a write failed or the box was closed; nothing is accepted any more
-	closing bool // close nc when all is written
+	running bool   // the flusher or the goroutine will look at cur
+	over    bool   // was full since the last drained
+	broken  bool   // a write failed or the box was closed; nothing is accepted any more
+	closing bool   // close nc when all is written
 	linger  bool
 	ended   chan struct{} // made by finish, closed when nc is
 
@@ -49,11 +53,17 @@ func (o *outbox) begin() *chunk {
 
 // end unlocks and starts the writer when it is needed.
 func (o *outbox) end() {
-	if o.cur != nil && !o.running && !o.broken {
-		o.running = true
+	if o.cur == nil || o.running || o.broken {
+		o.mu.Unlock()
+		return
+	}
+	o.running = true
+	o.mu.Unlock()
+	if o.rc != nil {
+		o.flusher.add(o)
+	} else {
 		go o.loop()
 	}
-	o.mu.Unlock()
 }
 
 // write appends p.
@@ -102,10 +112,14 @@ func (o *outbox) run() {
 		o.mu.Lock()
 		c := o.cur
 		if c == nil || o.broken {
-			o.cur, o.running = nil, false
 			closing, over := o.closing, o.over
 			o.over = false
 			o.broken = o.broken || closing
+			if !o.deadline.IsZero() && o.rc != nil { // the flusher sets none, and would meet this one
+				o.deadline = time.Time{}
+				o.nc.SetWriteDeadline(o.deadline)
+			}
+			o.cur, o.running = nil, false
 			o.mu.Unlock()
 			if c != nil {
 				putChunk(c)
@@ -114,8 +128,8 @@ func (o *outbox) run() {
 				o.lingerOn()
 				o.nc.Close()
 				close(o.ended)
-			} else if over && o.drained != nil {
-				o.drained()
+			} else {
+				o.hasRoom(over)
 			}
 			return
 		}
@@ -138,9 +152,7 @@ func (o *outbox) run() {
 			o.mu.Unlock()
 			o.nc.Close() // wakes the reader
 		}
-		if over && o.drained != nil {
-			o.drained()
-		}
+		o.hasRoom(over)
 	}
 }
 

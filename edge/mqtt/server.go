@@ -38,6 +38,7 @@ type Server struct {
 	stats    counters
 	subs     subIndex
 	retained retainedSet
+	flusher  flusher
 	buffers  atomic.Int64  // bytes of read buffers beyond the pooled size
 	quit     chan struct{} // closed by Shutdown
 	wg       sync.WaitGroup
@@ -94,6 +95,7 @@ func NewServer(cfg Config) (*Server, error) {
 	s.retained = retainedSet{maxN: cfg.Limits.Retained, maxBytes: cfg.Limits.RetainedBytes, m: map[string]*message{}, pending: map[string]int{}}
 	s.connects = limit.Buckets{Rate: float64(cfg.Limits.ConnectRate), Burst: float64(cfg.Limits.ConnectBurst), Max: maxAddresses}
 	s.refusedLog = limit.Buckets{Rate: 1, Burst: 20, Max: 1}
+	s.flusher.init()
 	s.load()
 	s.loadCursors()
 	return s, nil
