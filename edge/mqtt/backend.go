@@ -106,7 +106,7 @@ type Publish struct {
 	Dup      bool
 	PacketID uint16        // 0 at QoS 0
 	Props    *PublishProps // nil when there are none
-	Hash     uint64        // content hash as in the window, 0 at QoS 0
+	Hash     uint64        // content hash as in the window, 0 at QoS 0 and where no session is kept
 	Arrival  time.Time
 	Will     bool
 }

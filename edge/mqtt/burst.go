@@ -11,15 +11,16 @@ import (
 // disk and everything that must be answered in order with them. It is filled by
 // the connection's reader (under conn.in), then belongs to conn.fifo.
 type burst struct {
-	c      *conn
-	be     Burst  // nil until something has to become durable
-	acks   []byte // the answers in order, encoded for the case that all goes well
-	freed  int32  // how many places of the Receive Maximum the answers give back
-	delta  []byte // window delta; empty = none
-	strict bool   // holds more than QoS 0 and 1 publishes: an error ends the connection
-	msgs   []*message
-	keep   []retain
-	after  func() // once durable and answered, on the distributor; nil = nothing
+	c         *conn
+	be        Burst  // nil until something has to become durable
+	acks      []byte // the answers in order, encoded for the case that all goes well
+	published uint64 // publishes that the backend has taken
+	freed     int32  // how many places of the Receive Maximum the answers give back
+	delta     []byte // window delta; empty = none
+	strict    bool   // holds more than QoS 0 and 1 publishes: an error ends the connection
+	msgs      []*message
+	keep      []retain
+	after     func() // once durable and answered, on the distributor; nil = nothing
 
 	done bool // guarded by c.mu
 	err  error
@@ -73,11 +74,18 @@ func (b *burst) window() []byte {
 // submit commits the burst that the reader has filled and returns when there is
 // room for the next one. Caller holds c.in.
 func (c *conn) submit() {
+	if c.taken > 0 {
+		c.unacked.Add(c.taken)
+		c.taken = 0
+	}
 	b := c.cur
 	if b == nil {
 		return
 	}
 	c.cur = nil
+	if b.published > 0 {
+		c.srv.stats.Published.Add(b.published)
+	}
 	c.mu.Lock()
 	c.fifo = append(c.fifo, b)
 	c.pending++
@@ -237,6 +245,9 @@ func (c *conn) distribute() {
 
 // signal wakes the reader that waits for room. Caller holds c.mu.
 func (c *conn) signal() {
+	if !c.waiting {
+		return
+	}
 	select {
 	case c.room <- struct{}{}:
 	default:
@@ -248,6 +259,7 @@ func (c *conn) waitRoom(n int) {
 	for {
 		c.mu.Lock()
 		ok := c.pending < n
+		c.waiting = !ok
 		c.mu.Unlock()
 		if ok {
 			return

@@ -45,6 +45,7 @@ type conn struct {
 	// in guards what the reader shares with the timer that ends a line-up.
 	in        sync.Mutex
 	cur       *burst   // being filled
+	taken     int32    // QoS 1 and 2 publishes since the last submit
 	sc        *scratch // during process only
 	topics    topicCache
 	qos2      map[uint16]struct{} // received, not yet released
@@ -55,7 +56,7 @@ type conn struct {
 
 	aliases map[string]uint16 // of deliveries; guarded by ss.mu
 	ss      *session
-	unacked atomic.Int32 // QoS 1 and 2 publishes without an answer
+	unacked atomic.Int32 // QoS 1 and 2 publishes without an answer, up to the last submit
 
 	mu           sync.Mutex
 	fifo         []*burst // committed, in order, the first not yet durable
@@ -64,6 +65,7 @@ type conn struct {
 	submitted    uint64 // bursts with messages for subscribers,
 	distributed  uint64 // and those of them that are offered, or failed
 	distributing bool
+	waiting      bool // the reader, for room
 	mute         bool // nothing is acknowledged any more
 	why          cause
 	stopped      bool
@@ -303,13 +305,22 @@ func (c *conn) loop() error {
 // waitWritten blocks while the peer does not take what is waiting for it; false
 // when the connection is stopped or broken meanwhile. The writer's deadline bounds it.
 func (c *conn) waitWritten() bool {
-	for c.out.full() {
+	defer c.await(false)
+	for c.await(true) && c.out.full() {
 		select {
 		case <-c.room:
 		case <-c.quit:
 			return false
 		}
 	}
+	return true
+}
+
+// await says whether signal has somebody to wake; it returns true.
+func (c *conn) await(w bool) bool {
+	c.mu.Lock()
+	c.waiting = w
+	c.mu.Unlock()
 	return true
 }
 

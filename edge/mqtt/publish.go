@@ -102,6 +102,9 @@ func (s *Server) checkTopic(name string) error {
 // publish handles one PUBLISH. Caller holds c.in; body is valid only during the call.
 func (c *conn) publish(head byte, body []byte, now time.Time) error {
 	p := &c.sc.pp
+	if p.Known = ""; c.topics.last != nil {
+		p.Known = c.topics.last.name
+	}
 	if err := packet.ReadPublish(head, body, packet.Version(c.Version), p); err != nil {
 		return err
 	}
@@ -122,7 +125,7 @@ func (c *conn) publish(head byte, body []byte, now time.Time) error {
 	if p.QoS > 0 {
 		// MQTT 5.0, 3.3.4-9. A place is free again when the answer is handed to the
 		// writer, before the client can know: never too strict.
-		if n := c.unacked.Add(1); c.recvMax > 0 && n > c.recvMax {
+		if c.taken++; c.recvMax > 0 && c.unacked.Load()+c.taken > c.recvMax {
 			return &packet.Error{Code: packet.ReceiveMaxExceeded, What: "more publishes in flight than the Receive Maximum"}
 		}
 	}
@@ -138,8 +141,9 @@ func (c *conn) publish(head byte, body []byte, now time.Time) error {
 func (c *conn) store(p *packet.Publish, e *topicEntry, now time.Time) error {
 	s := c.srv
 	b := c.burst()
+	persistent := c.ss.durable
 	var hash uint64
-	if p.QoS > 0 {
+	if p.QoS > 0 && persistent {
 		hash = contentHash(e.hash, p.QoS, p.Retain, p.Payload)
 	}
 	c.pace.msgs++
@@ -166,13 +170,12 @@ func (c *conn) store(p *packet.Publish, e *topicEntry, now time.Time) error {
 	if known {
 		s.stats.Duplicates.Add(1)
 	} else {
-		s.stats.Published.Add(1)
+		b.published++
 		if p.Dup {
 			s.stats.ResendsStored.Add(1)
 		}
 	}
 	v := packet.Version(c.Version)
-	persistent := c.ss.durable
 	switch p.QoS {
 	case 1:
 		b.acks = packet.AppendAck(b.acks, v, packet.PUBACK, p.ID, packet.Success)
@@ -259,7 +262,7 @@ func (c *conn) pubrel(a packet.Ack) {
 	delete(c.qos2, a.ID)
 	b.acks = packet.AppendAck(b.acks, v, packet.PUBCOMP, a.ID, packet.Success)
 	b.strict = true
-	if c.unacked.Load() > 0 { // ids of a former connection were not counted here
+	if c.unacked.Load()+c.taken > 0 { // ids of a former connection were not counted here
 		b.freed++
 	}
 	if c.ss.durable {

@@ -35,7 +35,7 @@ func newRawReader(nc net.Conn) *rawReader {
 func (r *rawReader) try(fd uintptr) bool {
 	ch := getChunk()
 	for {
-		n, err := syscall.Read(int(fd), ch.b[:cap(ch.b)])
+		n, err := rawRead(fd, ch.b[:cap(ch.b)])
 		switch {
 		case err == syscall.EINTR:
 			continue

@@ -24,7 +24,7 @@ var tryWriters = sync.Pool{New: func() any {
 // try is called by the poller; true means do not wait.
 func (w *tryWriter) try(fd uintptr) bool {
 	for {
-		n, err := syscall.Write(int(fd), w.b)
+		n, err := rawWrite(fd, w.b)
 		switch err {
 		case nil:
 			w.n = n

@@ -6,6 +6,7 @@ type Publish struct {
 	QoS         byte
 	Retain, Dup bool
 	Topic       []byte
+	Known       string // set by the caller: a topic that was read before, and is not looked at again
 	ID          uint16 // 0 at QoS 0
 	Alias       uint16 // 0 = none
 	Props       MessageProps
@@ -19,7 +20,9 @@ func ReadPublish(head byte, body []byte, v Version, p *Publish) error {
 	p.Retain = head&1 != 0
 	p.Dup = head&8 != 0
 	p.ID, p.Alias = 0, 0
-	p.Props.Reset()
+	if v == V5 || !p.Props.Empty() {
+		p.Props.Reset()
+	}
 	if p.QoS == 3 { // 3.3.1-4
 		return malformed("PUBLISH with QoS 3")
 	}
@@ -27,7 +30,11 @@ func ReadPublish(head byte, body []byte, v Version, p *Publish) error {
 		return malformed("PUBLISH with DUP at QoS 0")
 	}
 	r := cursor{b: body}
-	p.Topic = r.str()
+	p.Topic = r.bin()
+	known := string(p.Topic) == p.Known
+	if !known && !ValidString(p.Topic) {
+		r.bad, r.b = true, nil
+	}
 	if p.QoS > 0 {
 		p.ID = r.u16()
 	}
@@ -37,7 +44,7 @@ func ReadPublish(head byte, body []byte, v Version, p *Publish) error {
 	if p.QoS > 0 && p.ID == 0 { // 2.2.1-3
 		return protocol("PUBLISH with packet id 0")
 	}
-	if hasWildcard(p.Topic) { // 3.3.2-2
+	if !known && hasWildcard(p.Topic) { // 3.3.2-2
 		return &Error{TopicNameInvalid, "PUBLISH to a topic with a wildcard"}
 	}
 	if v == V5 {
