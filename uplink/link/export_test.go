@@ -37,3 +37,6 @@ func (s *Server) KillBulk(node string) bool {
 	hs.conns[0].close(77, "killed by a test")
 	return true
 }
+
+// Reserved is what sessions took of ServerConfig.TotalBytes.
+func (s *Server) Reserved() int64 { return s.reserved.Load() }
