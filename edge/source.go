@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"tailrace/storage"
@@ -30,11 +31,15 @@ type source struct {
 }
 
 // ackedOf is what the hub holds of one partition, over all epochs: offsets go on
-// over an epoch's end, so one set says it all. Only the part at and above the start is kept.
+// over an epoch's end, so one set says it all.
 type ackedOf struct {
-	held uplink.RangeSet
-	off  int64 // everything below is held or gone
+	held uplink.RangeSet // as the hub told: what was given up is in it once the hub has declared it
+	off  int64           // everything below is held, or below the start
 }
+
+// maxHeldRuns bounds what is remembered of a hub that holds a partition in pieces; what is
+// forgotten is only taken for not yet declared, and proposed again.
+const maxHeldRuns = 1 << 12
 
 func newSource(store *storage.Store, s *streams, logger *slog.Logger) *source {
 	src := &source{store: store, streams: s, logger: logger, changed: make(chan struct{}, 1), settle: make(chan struct{}, 1), acked: map[storage.PartitionID]*ackedOf{}}
@@ -214,9 +219,9 @@ func (s *source) noteAcked(p *storage.Partition, held uplink.RangeSet) {
 	}
 	moved := off > a.off
 	a.off = off
-	// One run that ends at off says as much as everything below it.
-	a.held.Remove(0, off)
-	a.held.Add(max(off-1, 0), off)
+	if n := len(a.held); n > maxHeldRuns {
+		a.held = slices.Delete(a.held, 0, n-maxHeldRuns)
+	}
 	s.mu.Unlock()
 	if moved {
 		p.Acked(off)
@@ -246,15 +251,13 @@ func (s *source) ackedOnly(p *storage.Partition) int64 {
 	return 0
 }
 
-// isAcked: all of [from, to) is at the hub or declared there.
+// isAcked: all of [from, to) is at the hub or declared there, by the hub's word. That the
+// start has moved past it does not count: it moves when the range is given up.
 func (s *source) isAcked(id storage.PartitionID, from, to int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.acked[id]
-	if a == nil {
-		return false
-	}
-	return to <= a.off || a.held.Covers(max(from, a.off), to)
+	return a != nil && a.held.Covers(from, to)
 }
 
 // Gaps implements link.Source.

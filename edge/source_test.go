@@ -3,12 +3,14 @@ package edge_test
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"tailrace/edge"
 	"tailrace/storage"
 	"tailrace/uplink"
 	"tailrace/uplink/link"
+	"tailrace/uplink/wire"
 )
 
 func ranges(from, to int64) uplink.RangeSet { return uplink.RangeSet{{From: from, To: to}} }
@@ -56,6 +58,58 @@ func TestAcknowledgedOffsetIsTheEndOfTheFirstRunWithoutAHole(t *testing.T) {
 	code, _ := get(t, n, "/api/v1/topics")
 	if code != 200 || src.Generation() != g {
 		t.Fatal("generation moves without a new partition")
+	}
+}
+
+// TestWhatIsGivenUpStaysProposedUntilTheHubHasIt: that the start has moved past a loss, and
+// the hub has acknowledged what comes behind it, does not mean that the hub knows of it.
+func TestWhatIsGivenUpStaysProposedUntilTheHubHasIt(t *testing.T) {
+	n := node(t, `
+node: node-1
+storage: {dir: "%DIR%/data", classes: [{name: main, when_full: drop-oldest, max_size: 384KiB, segment_size: 64KiB, commit_interval: 0s}]}
+mqtt:
+  listeners: [{address: "127.0.0.1:0"}]
+  auth: {allow_anonymous: true}
+default: {stream: s}
+http: {address: "127.0.0.1:0"}
+`)
+	src := n.Source()
+	p := client(t, n, "d")
+	publish(t, p, "a", "first")
+	tp, _ := n.Store().Topic("s")
+	part, epoch := tp.Partition(0), src.Inventory().Epochs[0].ID
+	for i := 0; part.Start() == 0; i++ {
+		if r := publish(t, p, "a", strings.Repeat("x", 8000)); r != 0 || i > 1000 {
+			t.Fatalf("publish %d: 0x%02X", i, r)
+		}
+	}
+	start, next := src.Bounds("s", 0)
+	want := fmt.Sprintf("[0,%d)", start)
+	proposed := func() (set uplink.RangeSet) {
+		for _, g := range src.Gaps() {
+			if g.Gap.Reason != wire.GapEvicted {
+				t.Errorf("%+v", g)
+			}
+			set.AddSet(g.Gap.Ranges)
+		}
+		return set
+	}
+	for range 3 {
+		src.Acked("s", 0, epoch, ranges(next-1, next)) // behind it
+		if got := proposed(); got.String() != want {
+			t.Fatalf("proposed %s, want %s", got, want)
+		}
+	}
+	if off := n.AckedOffset(part); off != start {
+		t.Errorf("acked to %d, want the start %d", off, start)
+	}
+	src.Acked("s", 0, epoch, ranges(start/2, start)) // a part
+	if got := proposed(); got.String() != want {
+		t.Fatalf("half of it is declared: proposed %s, want %s", got, want)
+	}
+	src.Acked("s", 0, epoch, ranges(0, start/2))
+	if got := proposed(); len(got) > 0 {
+		t.Errorf("the hub has it, and %s is proposed", got)
 	}
 }
 
