@@ -101,13 +101,14 @@ func (r *Registry) Device(id string, now time.Time) *Device {
 	return d
 }
 
-// Seen accounts for one accepted record. False: the registry has forgotten this
-// device meanwhile; nothing was counted, ask Registry.Device again.
-func (d *Device) Seen(arrivalMillis int64, bytes int) bool {
+// Seen accounts for accepted records, the last of which arrived then. False: the
+// registry has forgotten this device meanwhile; nothing was counted, ask
+// Registry.Device again.
+func (d *Device) Seen(arrivalMillis int64, records, bytes int) bool {
 	if d.evicted.Load() {
 		return false
 	}
-	d.count.Add(1)
+	d.count.Add(uint64(records))
 	d.bytes.Add(uint64(bytes))
 	if d.last.Load() < arrivalMillis {
 		d.last.Store(arrivalMillis)

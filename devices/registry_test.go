@@ -18,11 +18,11 @@ func TestRegistryKeepsFirstLastCountsAndRate(t *testing.T) {
 	now := start
 	for range 60 * 10 { // 2 records/s for ten minutes
 		now = now.Add(time.Second)
-		d.Seen(now.UnixMilli(), 100)
-		d.Seen(now.UnixMilli(), 50)
+		d.Seen(now.UnixMilli(), 1, 100)
+		d.Seen(now.UnixMilli(), 1, 50)
 		r.Tick(now)
 	}
-	d.Seen(start.UnixMilli(), 0) // an older arrival never moves last-seen back
+	d.Seen(start.UnixMilli(), 1, 0) // an older arrival never moves last-seen back
 	got, ok := r.Get("T01")
 	if !ok || !got.FirstSeen.Equal(start) || !got.LastSeen.Equal(now) || got.Records != 1201 || got.Bytes != 90000 || got.Node != "node-1" {
 		t.Fatalf("%+v", got)
@@ -37,12 +37,12 @@ func TestRegistryIsBoundedAndForgetsTheLongestSilent(t *testing.T) {
 	old := r.Device("old", start)
 	for i := range 1000 {
 		at := start.Add(time.Duration(i+1) * time.Second)
-		r.Device(fmt.Sprintf("d%04d", i), at).Seen(at.UnixMilli(), 1)
+		r.Device(fmt.Sprintf("d%04d", i), at).Seen(at.UnixMilli(), 1, 1)
 	}
 	if n := r.Len(); n > 100 {
 		t.Fatalf("%d devices, limit 100", n)
 	}
-	if old.Seen(start.UnixMilli(), 1) {
+	if old.Seen(start.UnixMilli(), 1, 1) {
 		t.Fatal("a forgotten device still counts: its records would be in no account")
 	}
 	if _, ok := r.Get("d0999"); !ok {
@@ -69,7 +69,7 @@ func TestRegistrySurvivesARestartAndSparesTheFlash(t *testing.T) {
 	d := r.Device("a", start)
 	for m := range 30 { // half an hour, one record and one Save a minute
 		now := start.Add(time.Duration(m) * time.Minute)
-		d.Seen(now.UnixMilli(), 10)
+		d.Seen(now.UnixMilli(), 1, 10)
 		save(now, false)
 	}
 	if writes != 3 {
@@ -89,7 +89,7 @@ func TestRegistrySurvivesARestartAndSparesTheFlash(t *testing.T) {
 	// A flood of names leaves no more entries on disk than the registry may hold.
 	for i := range 50 {
 		at := start.Add(time.Hour + time.Duration(i)*time.Second)
-		r.Device(fmt.Sprint("x", i), at).Seen(at.UnixMilli(), 1)
+		r.Device(fmt.Sprint("x", i), at).Seen(at.UnixMilli(), 1, 1)
 		save(at, false)
 	}
 	if len(disk) > 4 {
@@ -105,7 +105,7 @@ func TestRegistrySurvivesARestartAndSparesTheFlash(t *testing.T) {
 
 func TestSeenDoesNotAllocate(t *testing.T) {
 	d := devices.NewRegistry(devices.RegistryConfig{}).Device("a", start)
-	if n := testing.AllocsPerRun(100, func() { d.Seen(5, 5) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { d.Seen(5, 1, 5) }); n != 0 {
 		t.Fatal(n)
 	}
 }

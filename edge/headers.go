@@ -71,6 +71,11 @@ type meta struct {
 	expires     int64 // ms since 1970; 0 = never
 }
 
+// simple: the QoS is all there is.
+func (m *meta) simple() bool {
+	return !m.retain && m.contentType == nil && m.response == nil && m.correlation == nil && len(m.user) == 0 && !m.text && m.expires == 0
+}
+
 func metaOf(p *mqtt.Publish) meta {
 	m := meta{qos: p.QoS, retain: p.Retain}
 	if p.Props != nil {

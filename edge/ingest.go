@@ -197,6 +197,11 @@ type burst struct {
 	scratch      []byte            // headers of one record
 	counted      []counted         // sequence numbers of the records, for routes that dedupe
 	latest       int               // class of the record added last
+	plain        meta              // of a message without properties
+	tallied      *route            // of the records that are not counted yet
+	records      int               // how many they are,
+	bytes        int               // and their payloads
+	arrival      time.Time         // of the last of them
 	marks        []mark            // records whose position is asked for
 
 	done              func(error)
@@ -223,12 +228,16 @@ func (b *burst) Add(p *mqtt.Publish) error {
 			*p.Route = r
 		}
 	}
+	if p.Props == nil {
+		b.plain.qos, b.plain.retain = p.QoS, p.Retain
+		return b.add(r, p.Payload, &b.plain, p.Arrival)
+	}
 	m := metaOf(p)
 	return b.add(r, p.Payload, &m, p.Arrival)
 }
 
 // add encodes one message into the burst, or refuses it and leaves the burst as it was.
-func (b *burst) add(r *route, payload []byte, m *meta, arrival time.Time) (refused error) {
+func (b *burst) add(r *route, payload []byte, m *meta, arrival time.Time) error {
 	if r.err != nil {
 		return b.in.refuse(r, r.err)
 	}
@@ -236,30 +245,43 @@ func (b *burst) add(r *route, payload []byte, m *meta, arrival time.Time) (refus
 	if err != nil {
 		return b.in.refuse(r, err)
 	}
-	if r.Dedupes() {
-		n := len(b.counted)
-		if b.duplicate(r, payload, m) {
-			return mqtt.ErrStored
-		}
-		defer func() {
-			if refused != nil { // the number is not that of a stored record
-				b.counted = b.counted[:min(n, len(b.counted))]
-			}
-		}()
+	known := len(b.counted)
+	if r.Dedupes() && b.duplicate(r, payload, m) {
+		return mqtt.ErrStored
 	}
-	var n int
-	b.scratch, n = appendHeaders(b.scratch[:0], m, t.Nanos, t.FromPayload)
-	if err := b.class(r.class).RecordParts(r.part, t.Millis, r.key, payload, staticHeaders+n, r.static, b.scratch); err != nil {
+	more, n := qosHeaders[m.qos], 1
+	if !m.simple() || t.FromPayload {
+		b.scratch, n = appendHeaders(b.scratch[:0], m, t.Nanos, t.FromPayload)
+		more = b.scratch
+	}
+	if err := b.class(r.class).RecordParts(r.part, t.Millis, r.key, payload, staticHeaders+n, r.static, more); err != nil {
+		b.counted = b.counted[:min(known, len(b.counted))] // the number is not that of a stored record
 		return b.in.refuse(r, err)
 	}
 	b.latest = r.class
-	r.Stats.Records.Add(1)
-	if d := r.device.Load(); d != nil && !d.Seen(arrival.UnixMilli(), len(payload)) {
-		d = b.in.registry.Device(r.Device, arrival) // forgotten meanwhile: known again
-		d.Seen(arrival.UnixMilli(), len(payload))
+	if r != b.tallied {
+		b.tally()
+		b.tallied = r
+	}
+	b.records++
+	b.bytes += len(payload)
+	b.arrival = arrival
+	return nil
+}
+
+// tally counts the records of one route, the last of them that came in this burst.
+func (b *burst) tally() {
+	r := b.tallied
+	if r == nil {
+		return
+	}
+	r.Stats.Records.Add(uint64(b.records))
+	if d := r.device.Load(); d != nil && !d.Seen(b.arrival.UnixMilli(), b.records, b.bytes) {
+		d = b.in.registry.Device(r.Device, b.arrival) // forgotten meanwhile: known again
+		d.Seen(b.arrival.UnixMilli(), b.records, b.bytes)
 		r.device.Store(d)
 	}
-	return nil
+	b.tallied, b.records, b.bytes = nil, 0, 0
 }
 
 // mark asks for the position of one record.
@@ -293,6 +315,7 @@ func (b *burst) SetState(kind mqtt.StateKind, key string, value []byte) {
 // between may store a re-send of never acknowledged records twice, but can never
 // take a lost record for a stored one. Waiting here keeps the connection's order.
 func (b *burst) Commit(done func(error)) {
+	b.tally()
 	b.commitCounted()
 	b.done = done
 	used, last := 0, 0

@@ -28,11 +28,11 @@ type Append struct {
 type appendItem struct {
 	p        *Partition
 	ts       int64
-	off, end int
 	base     int64 // set by the commit
+	off, end int32
+	origin   int32 // length of the origin before the batch
+	count    int32
 	batch    bool
-	origin   int // length of the origin before the batch
-	count    int
 }
 
 // NewAppend returns an empty append for a storage class, "" the default. An
@@ -78,7 +78,7 @@ func (a *Append) Base(i int) int64 { return a.items[i].base }
 // Item returns partition, base offset and number of records of the i-th record
 // or batch.
 func (a *Append) Item(i int) (p *Partition, base int64, count int) {
-	return a.items[i].p, a.items[i].base, a.items[i].count
+	return a.items[i].p, a.items[i].base, int(a.items[i].count)
 }
 
 func (a *Append) check(p *Partition) error {
@@ -120,8 +120,13 @@ func (a *Append) Record(p *Partition, ts int64, key, value []byte, headers []rec
 		}
 		a.arena = append(a.arena, st.originTail...)
 	}
-	a.items = append(a.items, appendItem{p: p, ts: ts, off: off, end: len(a.arena), count: 1})
+	a.record(p, ts, off)
 	return nil
+}
+
+// record notes the record that begins at off of the arena.
+func (a *Append) record(p *Partition, ts int64, off int) {
+	a.items = append(a.items, appendItem{p: p, ts: ts, off: int32(off), end: int32(len(a.arena)), count: 1})
 }
 
 func appendField(dst, b []byte) []byte {
@@ -156,7 +161,7 @@ func (a *Append) RecordTail(p *Partition, ts int64, tail []byte) error {
 		a.arena = append(a.arena, tail[at+w:]...)
 		a.arena = append(a.arena, st.originTail...)
 	}
-	a.items = append(a.items, appendItem{p: p, ts: ts, off: off, end: len(a.arena), count: 1})
+	a.record(p, ts, off)
 	return nil
 }
 
@@ -188,7 +193,7 @@ func (a *Append) Batch(p *Partition, b record.Batch, o *Origin) error {
 		originLen = len(a.arena) - off
 	}
 	a.arena = append(a.arena, b...)
-	a.items = append(a.items, appendItem{p: p, off: off, end: len(a.arena), batch: true, origin: originLen, count: b.Count()})
+	a.items = append(a.items, appendItem{p: p, off: int32(off), end: int32(len(a.arena)), batch: true, origin: int32(originLen), count: int32(b.Count())})
 	return nil
 }
 

@@ -23,13 +23,13 @@ func (a *Append) RecordParts(p *Partition, ts int64, key, value []byte, n int, s
 		origin, n = s.originTail, n+1
 	}
 	off := len(a.arena)
-	a.arena = append(a.arena, key...)
-	a.arena = binary.AppendVarint(a.arena, int64(len(value)))
-	a.arena = append(a.arena, value...)
-	a.arena = binary.AppendVarint(a.arena, int64(n))
-	a.arena = append(a.arena, static...)
-	a.arena = append(a.arena, more...)
-	a.arena = append(a.arena, origin...)
-	a.items = append(a.items, appendItem{p: p, ts: ts, off: off, end: len(a.arena), count: 1})
+	b := append(a.arena, key...)
+	b = binary.AppendVarint(b, int64(len(value)))
+	b = append(b, value...)
+	b = binary.AppendVarint(b, int64(n))
+	b = append(b, static...)
+	b = append(b, more...)
+	a.arena = append(b, origin...)
+	a.record(p, ts, off)
 	return nil
 }

@@ -79,14 +79,14 @@ func (c *committer) flush(p *Partition, epoch int32) {
 func (c *committer) addBatch(it *appendItem, data []byte, epoch int32) {
 	p := it.p
 	buf := append(c.buffer(), data...)
-	b := record.Batch(buf[envelopeBytes+it.origin:])
+	b := record.Batch(buf[envelopeBytes+int(it.origin):])
 	base := p.next.Load()
 	b.SetBaseOffset(base)
 	b.SetLeaderEpoch(epoch)
 	it.base = base
 	lo, hi := batchTimes(b)
 	c.touch(p)
-	c.entries = append(c.entries, pendingEntry{p: p, buf: buf, origin: it.origin, count: it.count,
+	c.entries = append(c.entries, pendingEntry{p: p, buf: buf, origin: int(it.origin), count: int(it.count),
 		ref: ref{base: base, next: b.NextOffset(), min: lo, max: hi}})
 	p.next.Store(b.NextOffset())
 }

@@ -49,30 +49,26 @@ func (bl *Builder) Len() int { return len(bl.buf) - bl.start }
 
 // Add encodes one record. A nil key or value is Kafka's null.
 func (bl *Builder) Add(ts int64, key, value []byte, headers []Header) {
-	bl.prefix(ts, tailLen(key, value, headers))
-	bl.buf = AppendTail(bl.buf, key, value, headers)
+	bl.buf = AppendTail(bl.prefix(ts, tailLen(key, value, headers)), key, value, headers)
 }
 
 // AddEncoded adds a record whose part after the offset delta was made by
 // [AppendTail]. It trusts tail; a tail of unknown origin goes through
 // [CheckTail] first.
 func (bl *Builder) AddEncoded(ts int64, tail []byte) {
-	bl.prefix(ts, len(tail))
-	bl.buf = append(bl.buf, tail...)
+	bl.buf = append(bl.prefix(ts, len(tail)), tail...)
 }
 
-// prefix writes length, attributes, timestamp delta and offset delta.
-func (bl *Builder) prefix(ts int64, tail int) {
+// prefix appends length, attributes, timestamp delta and offset delta to bl.buf.
+func (bl *Builder) prefix(ts int64, tail int) []byte {
 	if bl.count == 0 {
 		bl.baseTime, bl.maxTime = ts, ts
 	}
 	bl.maxTime = max(bl.maxTime, ts)
 	dt, do := zigzag(ts-bl.baseTime), zigzag(int64(bl.count))
-	bl.buf = appendUvarint(bl.buf, zigzag(int64(1+uvarintLen(dt)+uvarintLen(do)+tail)))
-	bl.buf = append(bl.buf, 0)
-	bl.buf = appendUvarint(bl.buf, dt)
-	bl.buf = appendUvarint(bl.buf, do)
 	bl.count++
+	buf := appendUvarint(bl.buf, zigzag(int64(1+uvarintLen(dt)+uvarintLen(do)+tail)))
+	return appendUvarint(appendUvarint(append(buf, 0), dt), do)
 }
 
 // Finish fills in the header and returns the buffer given to Reset with the

@@ -131,13 +131,13 @@ func (d *deviceTracker) count(p *storage.Partition, b record.Batch, dec *record.
 		}
 		name = append(append(append(name[:0], o.Node...), '/'), r.Key...)
 		dev := d.own[string(name)]
-		if dev == nil || !dev.Seen(arrival.UnixMilli(), len(r.Value)) {
+		if dev == nil || !dev.Seen(arrival.UnixMilli(), 1, len(r.Value)) {
 			if len(d.own) >= maxDevices {
 				clear(d.own)
 			}
 			dev = d.reg.Device(strings.ToValidUTF8(string(name), "\ufffd"), arrival)
 			d.own[string(name)] = dev
-			dev.Seen(arrival.UnixMilli(), len(r.Value))
+			dev.Seen(arrival.UnixMilli(), 1, len(r.Value))
 		}
 	}
 }
