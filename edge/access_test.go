@@ -88,6 +88,11 @@ func within[T any](t *testing.T, what string, ch <-chan T) (v T) {
 
 func guardedNode(t *testing.T) (n *edge.Node, write func(file, body string)) {
 	t.Helper()
+	return guardedBy(t, guarded)
+}
+
+func guardedBy(t *testing.T, yaml string) (n *edge.Node, write func(file, body string)) {
+	t.Helper()
 	dir := t.TempDir()
 	write = func(file, body string) {
 		if err := os.WriteFile(filepath.Join(dir, file), []byte(body), 0o600); err != nil {
@@ -96,8 +101,25 @@ func guardedNode(t *testing.T) (n *edge.Node, write func(file, body string)) {
 	}
 	write("passwd", "a:"+hash(t, "pw-a")+"\nb:"+hash(t, "pw-b")+"\n")
 	write("acl", "allow a subscribe x/#\nallow * publish,will x/{user}/#\n")
-	n, _ = stoppableNode(t, guarded, dir)
+	n, _ = stoppableNode(t, yaml, dir)
 	return n, write
+}
+
+// Unless said otherwise nobody takes a client id that names another user, and any other is free.
+func TestClientIDsOfOthersAreRefusedByDefault(t *testing.T) {
+	for bind, want := range map[string]map[string]byte{
+		"":                        {"a": 0, "a-1": 0, "b": 0x85, "b/2": 0x85, "free": 0},
+		", bind_client_id: true":  {"a": 0, "a-1": 0, "b": 0x85, "b/2": 0x85, "free": 0x85},
+		", bind_client_id: false": {"a": 0, "a-1": 0, "b": 0, "b/2": 0, "free": 0},
+	} {
+		n, _ := guardedBy(t, strings.Replace(guarded, ", bind_client_id: true", bind, 1))
+		for id, code := range want {
+			g := login(t, n, "a", id, nil)
+			if g.code != code {
+				t.Errorf("bind %q, user a as %q: 0x%02X, want 0x%02X", bind, id, g.code, code)
+			}
+		}
+	}
 }
 
 func TestWhoIsInMayDoWhatTheRulesSay(t *testing.T) {

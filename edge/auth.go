@@ -31,6 +31,7 @@ type authenticator struct {
 	file, acl string
 	inline    []string // rules of the configuration instead of a file
 	binding   auth.Binding
+	bound     bool // everybody, not only certificates
 	now       func() time.Time
 	policy    atomic.Pointer[policy]
 
@@ -80,7 +81,8 @@ func newAuthenticator(c AuthConfig, now func() time.Time) (*authenticator, error
 		return nil, fmt.Errorf("draw key: %w", err)
 	}
 	var err error
-	if c.BindClientID {
+	if c.BindClientID == nil || *c.BindClientID {
+		a.bound = c.BindClientID != nil
 		if a.binding, err = auth.NewBinding(c.ClientIDs); err != nil {
 			return nil, fmt.Errorf("client_ids: %w", err)
 		}
@@ -235,6 +237,9 @@ func (a *authenticator) check(p *policy, username string, password []byte, from 
 		return ok, nil
 	})
 	if errors.Is(err, auth.ErrBusy) {
+		if !a.failed.Full(from, a.now()) { // a guesser that goes on is soon not listened to any more
+			a.failed.Take(from, a.now())
+		}
 		return refusal(packet.ServerBusy, "%v", err)
 	}
 	if err != nil {
@@ -268,6 +273,18 @@ func (a *authenticator) proof(username string, password []byte) (p [32]byte) {
 	h.Write(password)
 	h.Sum(p[:0])
 	return p
+}
+
+// mayUse reports whether an identity may have a client id.
+func (a *authenticator) mayUse(identity, clientID string) bool {
+	if a.binding.None() {
+		return true
+	}
+	if a.bound || auth.IsCert(identity) {
+		return a.binding.Allows(identity, clientID)
+	}
+	owner := a.policy.Load().users.Owner(clientID, a.binding)
+	return owner == "" || owner == auth.Name(identity)
 }
 
 // still reports whether an identity that is in may stay: its user exists with the same

@@ -153,6 +153,9 @@ type MQTTConfig struct {
 	ReceiveMaximum int `yaml:"receive_maximum"`
 	// MaxSessions remembered over disconnects and restarts; default 100000.
 	MaxSessions int `yaml:"max_sessions"`
+	// MaxSessionsPerIdentity; default a tenth of MaxSessions. Anonymous clients: of one address, as
+	// many as Address.MaxConnections.
+	MaxSessionsPerIdentity int `yaml:"max_sessions_per_identity"`
 	// MaxSessionExpiry caps what clients ask for; default 720h.
 	MaxSessionExpiry time.Duration `yaml:"max_session_expiry"`
 	// MaxKeepAlive is imposed on MQTT 5 clients that want a longer keep-alive or none; 0 = not imposed.
@@ -239,10 +242,12 @@ type AuthConfig struct {
 	// empty or broken file allows nothing.
 	ACLFile string   `yaml:"acl_file"`
 	ACL     []string `yaml:"acl"`
-	// BindClientID lets an identity use only client ids of its own: those of ClientIDs,
+	// BindClientID: true lets an identity use only client ids of its own, those of ClientIDs,
 	// patterns with {user} and maybe * at the end. Default: the name, or the name, one
-	// of - _ . : / and anything.
-	BindClientID bool     `yaml:"bind_client_id"`
+	// of - _ . : / and anything. false binds nothing. Unset: a certificate has only ids of its
+	// own, and nobody else takes one that is another user's of the password file; any other
+	// id is free, so that devices may share an account.
+	BindClientID *bool    `yaml:"bind_client_id"`
 	ClientIDs    []string `yaml:"client_ids"`
 	// FailedLogins of one address; beyond, logins are refused before the password is hashed.
 	FailedLogins FailedLogins `yaml:"failed_logins"`
@@ -257,7 +262,7 @@ type FailedLogins struct {
 func (a AuthConfig) withDefaults() AuthConfig {
 	def(&a.FailedLogins.Burst, 10)
 	def(&a.FailedLogins.PerMinute, 10)
-	if a.BindClientID && a.ClientIDs == nil {
+	if (a.BindClientID == nil || *a.BindClientID) && a.ClientIDs == nil {
 		a.ClientIDs = auth.DefaultClientIDs
 	}
 	return a
@@ -524,6 +529,7 @@ func (c Config) validateMQTT(bad func(bool, string, ...any)) {
 	m := c.MQTT
 	// A retained message is a state entry too, and those end at storage.MaxStateBytes.
 	bad(m.MaxRecordSize >= 64 && m.MaxRecordSize <= 3<<20, "mqtt.max_record_size %v: want 64B to 3MiB", m.MaxRecordSize)
+	bad(m.MaxLogins >= 0 && m.MaxSessionsPerIdentity >= 0, "mqtt: max_logins and max_sessions_per_identity must not be negative")
 	bad(m.MaxConnections >= 0 && m.ReceiveMaximum >= 0 && m.ReceiveMaximum <= 65535 && m.MaxSessions >= 0 && m.MaxSessionExpiry >= 0 && m.RetainedSize > 0,
 		"mqtt: limits must not be negative, receive_maximum at most 65535")
 	certLogin := false
@@ -548,7 +554,7 @@ func (c Config) validateMQTT(bad func(bool, string, ...any)) {
 	if _, err := auth.ReadRules(strings.NewReader(strings.Join(m.Auth.ACL, "\n"))); err != nil {
 		bad(false, "mqtt.auth.acl: %w", err)
 	}
-	bad(m.Auth.ClientIDs == nil || m.Auth.BindClientID, "mqtt.auth.client_ids: needs bind_client_id: true")
+	bad(m.Auth.ClientIDs == nil || m.Auth.BindClientID == nil || *m.Auth.BindClientID, "mqtt.auth.client_ids: bind_client_id: false binds nothing")
 	if _, err := auth.NewBinding(m.Auth.ClientIDs); err != nil {
 		bad(false, "mqtt.auth.client_ids: %w", err)
 	}

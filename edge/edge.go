@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tailrace/devices"
+	"tailrace/edge/auth"
 	"tailrace/edge/bridge"
 	"tailrace/edge/mqtt"
 	"tailrace/storage"
@@ -266,9 +267,10 @@ func (n *Node) open() error {
 		suspects:  newQuarantine(c.MQTT.Quarantine, c.Now, n.logger), topics: c.MQTT.Client.MaxTopics, review: func() { n.mqtt.Review(n.ingest.Still, nil) }}
 	if n.mqtt, err = mqtt.NewServer(mqtt.Config{
 		Backend: n.ingest, State: state{n.store}, Log: replay{n.store, bridgeClients(n.bridgeCfg)}, Now: c.Now, Logger: n.logger.With("part", "mqtt"), TerseRefusals: c.MQTT.TerseRefusals,
+		Shared: func(identity string) bool { return identity == auth.Anonymous },
 		Limits: mqtt.Limits{
 			MaxRecordBytes: int(c.MQTT.MaxRecordSize), MaxConnections: c.MQTT.MaxConnections, MaxLogins: c.MQTT.MaxLogins, ReceiveMaximum: c.MQTT.ReceiveMaximum,
-			Sessions: c.MQTT.MaxSessions, MaxSessionExpiry: c.MQTT.MaxSessionExpiry, MaxKeepAlive: c.MQTT.MaxKeepAlive, RetainedBytes: int(c.MQTT.RetainedSize),
+			Sessions: c.MQTT.MaxSessions, SessionsPerIdentity: c.MQTT.MaxSessionsPerIdentity, MaxSessionExpiry: c.MQTT.MaxSessionExpiry, MaxKeepAlive: c.MQTT.MaxKeepAlive, RetainedBytes: int(c.MQTT.RetainedSize),
 			PublishRate: c.MQTT.Client.PublishRate, PublishBytes: int(c.MQTT.Client.BytesPerSecond), Subscriptions: c.MQTT.Client.MaxSubscriptions,
 			MaxPerAddress: c.MQTT.Address.MaxConnections, MaxLoginsPerAddress: c.MQTT.Address.MaxLogins,
 			ConnectRate: c.MQTT.Address.ConnectRate, ConnectBurst: c.MQTT.Address.ConnectBurst, LoginTimeout: c.MQTT.Address.LoginTimeout,

@@ -71,7 +71,7 @@ func (in *ingest) Authenticate(c *mqtt.Client, username string, password []byte,
 	id, cr, err := in.auth.login(username, password, cert, addrOf(c.Remote))
 	if err == nil {
 		c.Identity = id
-		if !c.Assigned && !in.auth.binding.Allows(id, c.ID) {
+		if !c.Assigned && !in.auth.mayUse(id, c.ID) {
 			err = refusal(packet.ClientIDNotValid, "client id does not belong to the identity")
 		}
 	}

@@ -74,7 +74,11 @@ default: {stream: s, key: "{user}"}
 			t.Fatal(err)
 		}
 		p := paho.NewClient(paho.ClientConfig{Conn: packets.NewThreadSafeConn(nc)})
-		cp := &paho.Connect{ClientID: "c" + user, KeepAlive: 30, CleanStart: true}
+		id := "plc-1" // a certificate has ids of its own only
+		if user != "" {
+			id = "c" + user
+		}
+		cp := &paho.Connect{ClientID: id, KeepAlive: 30, CleanStart: true}
 		if user != "" {
 			cp.Username, cp.UsernameFlag, cp.Password, cp.PasswordFlag = user, true, []byte(password), true
 		}

@@ -25,6 +25,26 @@ func NewBinding(patterns []string) (Binding, error) {
 	return Binding{patterns}, errors.Join(errs...)
 }
 
+// None reports whether nothing is bound.
+func (b Binding) None() bool { return len(b.patterns) == 0 }
+
+// Owner is the user whose client id this is by the patterns; of several the one with
+// the longest name: of users "a" and "a-b" the second owns "a-b-c". "" = nobody.
+func (p *Passwords) Owner(clientID string, b Binding) string {
+	if p == nil {
+		return ""
+	}
+	for n := len(clientID); n > 0; n-- { // a name is somewhere in its ids: patterns may have a prefix
+		for i := 0; i+n <= len(clientID); i++ {
+			name := clientID[i : i+n]
+			if _, known := p.hash[name]; known && b.Allows(UserID(name), clientID) {
+				return name
+			}
+		}
+	}
+	return ""
+}
+
 // Allows: an identity without a name (anonymous) has no claim to check.
 func (b Binding) Allows(identity, clientID string) bool {
 	name := Name(identity)

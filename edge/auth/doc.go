@@ -20,6 +20,9 @@ const Anonymous = "anonymous"
 func UserID(name string) string { return "user:" + name }
 func CertID(name string) string { return "cert:" + name }
 
+// IsCert reports whether an identity comes from a certificate.
+func IsCert(identity string) bool { return strings.HasPrefix(identity, "cert:") }
+
 // Name is the bare name of an identity; "" for Anonymous, which has none.
 func Name(identity string) string {
 	if kind, name, ok := strings.Cut(identity, ":"); ok && (kind == "user" || kind == "cert") {

@@ -16,10 +16,10 @@ var ErrBusy = errors.New("too many logins at once")
 //
 //   - At most Slots run at once.
 //   - After one that found a wrong password nothing runs for as long as it took, and nothing of a
-//     suspect (an address that has failed lately) for three times as long: wrong passwords
-//     take at most half of a slot, those of known guessers a quarter.
+//     suspect (an address that has failed lately) for seven times as long: wrong passwords
+//     take at most half of a slot, those of known guessers an eighth.
 //   - Who is no suspect goes first. Who waits too long gets ErrBusy; when the line is full a suspect
-//     makes room, then the address that has most in it.
+//     makes room, then the address that has most in it. Suspects have a quarter of the line.
 //   - Logins with the same credentials wait for one hash: devices that share an account and come
 //     back together cost one.
 //
@@ -103,6 +103,9 @@ func (q *Queue) lead(key any, l *login, giveUp time.Time, verify func() (bool, e
 
 // enter puts l into the line; false when there is no room. Caller holds mu.
 func (q *Queue) enter(l *login) bool {
+	if q.Suspect(l.from) && len(q.line) >= q.Waiting/4 {
+		return false
+	}
 	if len(q.line) >= q.Waiting {
 		victim, most := -1, 0
 		of := map[netip.Addr]int{}
@@ -116,7 +119,7 @@ func (q *Queue) enter(l *login) bool {
 				victim, most = i, n
 			}
 		}
-		if q.Suspect(l.from) || most <= of[l.from]+1 {
+		if most <= of[l.from]+1 {
 			return false
 		}
 		q.line[victim].turn <- false
@@ -193,7 +196,7 @@ func (q *Queue) ended(ok bool, took time.Duration) {
 	q.running--
 	if !ok {
 		now := time.Now()
-		q.rest, q.shun = now.Add(took), now.Add(3*took)
+		q.rest, q.shun = now.Add(took), now.Add(7*took)
 	}
 	q.next()
 }

@@ -17,8 +17,10 @@ type Config struct {
 	// TerseRefusals: SUBACK says 0x80 for every refusal of the backend (MQTT 5.0, 3.9.3:
 	// "does not wish to reveal the reason").
 	TerseRefusals bool
-	Now           func() time.Time // nil = time.Now; stamps arrivals and session ends
-	Logger        *slog.Logger     // nil = discard
+	// Shared reports an identity that anybody may have; nil = the empty one.
+	Shared func(identity string) bool
+	Now    func() time.Time // nil = time.Now; stamps arrivals and session ends
+	Logger *slog.Logger     // nil = discard
 }
 
 // Limits bound what clients can take. Zero values mean the default in brackets.
@@ -56,10 +58,13 @@ type Limits struct {
 	RefusedHold      time.Duration // how long a 3.x client whose publish was refused is held before it is closed [1 s]
 
 	// The server.
-	Sessions         int           // durable sessions [100,000]; above: CONNACK 0x97
-	MaxSessionExpiry time.Duration // longer wishes, and 3.x sessions, end so long after the connection [30 days]
-	Retained         int           // messages [10,000]; above: stored, but not retained, and counted
-	RetainedBytes    int           // of them together [64 MiB]
+	Sessions int // of all clients, those away included [100,000]; above: CONNACK 0x97
+	// Of one identity [a tenth of Sessions, at least 1]; above: CONNACK 0x97. Identities for which
+	// Shared says that they stand for anybody are counted by address instead, up to MaxPerAddress.
+	SessionsPerIdentity int
+	MaxSessionExpiry    time.Duration // longer wishes, and 3.x sessions, end so long after the connection [30 days]
+	Retained            int           // messages [10,000]; above: stored, but not retained, and counted
+	RetainedBytes       int           // of them together [64 MiB]
 }
 
 // ListenerOptions belong to one listener.
@@ -102,6 +107,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Queued, 1000)
 	def(&l.RefusedHold, time.Second)
 	def(&l.Sessions, 100_000)
+	def(&l.SessionsPerIdentity, max(1, l.Sessions/10))
 	def(&l.MaxSessionExpiry, 30*24*time.Hour)
 	def(&l.Retained, 10_000)
 	def(&l.RetainedBytes, 64<<20)
@@ -115,6 +121,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Shared == nil {
+		c.Shared = func(identity string) bool { return identity == "" }
 	}
 	return c
 }
@@ -141,7 +150,7 @@ func (c *Config) validate() error {
 	bad(l.MaxSessionExpiry <= 100*365*24*time.Hour, "MaxSessionExpiry %v is above 100 years", l.MaxSessionExpiry)
 	for name, v := range map[string]int{"LoginBytes": l.LoginBytes, "MaxConnections": l.MaxConnections, "MaxPerAddress": l.MaxPerAddress, "MaxLogins": l.MaxLogins,
 		"MaxLoginsPerAddress": l.MaxLoginsPerAddress, "ClientIDBytes": l.ClientIDBytes, "OpenQoS2": l.OpenQoS2, "Bursts": l.Bursts, "OutboundBytes": l.OutboundBytes,
-		"Subscriptions": l.Subscriptions, "Queued": l.Queued, "Sessions": l.Sessions, "Retained": l.Retained, "RetainedBytes": l.RetainedBytes} {
+		"Subscriptions": l.Subscriptions, "Queued": l.Queued, "Sessions": l.Sessions, "SessionsPerIdentity": l.SessionsPerIdentity, "Retained": l.Retained, "RetainedBytes": l.RetainedBytes} {
 		bad(v > 0, "%s must be above 0", name)
 	}
 	// Not as int: a Duration of more than 2 s does not fit one on 32-bit ARM.

@@ -54,6 +54,7 @@ type Server struct {
 	mu        sync.Mutex
 	closing   bool
 	sessions  map[string]*session
+	quotas    map[string]*quota // of those, by identity or address
 	conns     map[*conn]struct{}
 	listeners map[net.Listener]struct{}
 	admitted  int // connections accepted and not yet ended, WebSocket upgrades included
@@ -90,7 +91,7 @@ func NewServer(cfg Config) (*Server, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, quit: make(chan struct{}), sessions: map[string]*session{}, conns: map[*conn]struct{}{},
+	s := &Server{cfg: cfg, log: cfg.Logger, quit: make(chan struct{}), sessions: map[string]*session{}, quotas: map[string]*quota{}, conns: map[*conn]struct{}{},
 		listeners: map[net.Listener]struct{}{}, byAddr: map[netip.Addr]*addrCount{}}
 	s.retained = retainedSet{maxN: cfg.Limits.Retained, maxBytes: cfg.Limits.RetainedBytes, m: map[string]*message{}, pending: map[string]int{}}
 	s.connects = limit.Buckets{Rate: float64(cfg.Limits.ConnectRate), Burst: float64(cfg.Limits.ConnectBurst), Max: maxAddresses}
@@ -114,6 +115,7 @@ func (s *Server) load() {
 		ss.srv = s
 		ss.gone = awaySince(ss.gone, now)
 		s.sessions[id] = ss
+		s.count(ss, ss.identity)
 		for f, sub := range ss.subs {
 			if g, plain, ok := topic.Shared(f); ok {
 				s.subs.put(ss, g, plain, sub)

@@ -19,6 +19,7 @@ type session struct {
 
 	// Guarded by srv.mu.
 	owner     *conn  // the connection that has the session, nil = none
+	quota     *quota // where it is counted; nil = nowhere
 	identity  string // who may have it
 	username  string
 	version   byte
@@ -169,12 +170,11 @@ func (s *Server) attach(c *conn, cp *packet.Connect) (present bool, err error) {
 			return false, &ReasonError{packet.ServerShuttingDown, "server shuts down"}
 		}
 		if ss = s.sessions[c.ID]; ss == nil {
-			if len(s.sessions) >= s.cfg.Limits.Sessions {
-				s.mu.Unlock()
-				return false, &ReasonError{packet.QuotaExceeded, "too many sessions"}
-			}
 			ss = &session{srv: s, id: c.ID, identity: c.Identity}
-			s.sessions[c.ID] = ss
+			if err := s.addSession(ss, c); err != nil {
+				s.mu.Unlock()
+				return false, err
+			}
 			break
 		}
 		// MQTT 5.0, 5.4.2: a session belongs to who opened it.
@@ -236,7 +236,7 @@ func (s *Server) attach(c *conn, cp *packet.Connect) (present bool, err error) {
 		if present {
 			ss.gone = now // it is as before: not connected, and not over
 		} else if s.sessions[c.ID] == ss {
-			delete(s.sessions, c.ID) // it never began
+			s.removeSession(ss) // it never began
 		}
 		s.release(c)
 		s.mu.Unlock()
@@ -316,7 +316,7 @@ func (s *Server) release(c *conn) {
 	}
 	ss.owner = nil
 	if ss.expiry.Load() == 0 && s.sessions[ss.id] == ss {
-		delete(s.sessions, ss.id)
+		s.removeSession(ss)
 	}
 }
 
@@ -414,7 +414,7 @@ func (s *Server) sweep() {
 	var over []*session
 	wills := map[*session]*message{}
 	s.mu.Lock()
-	for id, ss := range s.sessions {
+	for _, ss := range s.sessions {
 		if ss.owner == nil && ss.expired(now) && (ss.durable || ss.will == nil) { // else willDue ends it
 			over = append(over, ss)
 			if ss.will != nil {
@@ -424,7 +424,7 @@ func (s *Server) sweep() {
 				ss.willTimer.Stop()
 			}
 			ss.will = nil
-			delete(s.sessions, id)
+			s.removeSession(ss)
 		}
 	}
 	s.mu.Unlock()

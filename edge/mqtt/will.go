@@ -87,7 +87,7 @@ func (s *Server) willDue(ss *session) {
 	rec := ss.encode(nil)
 	if ss.expiry.Load() == 0 { // only kept for its will
 		rec = nil
-		delete(s.sessions, ss.id)
+		s.removeSession(ss)
 	}
 	c := ss.client()
 	s.wg.Add(1) // under mu and before closing: Shutdown waits
