@@ -1,11 +1,17 @@
 package kafka_test
 
 import (
+	"bytes"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
@@ -112,4 +118,157 @@ func TestStreamsApplication(t *testing.T) {
 	if s := p.out.String(); strings.Contains(s, "Exception") {
 		t.Errorf("it complained:\n%.4000s", s)
 	}
+}
+
+// freePort is a port on loopback that nobody has now.
+func freePort(t *testing.T) int {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().(*net.TCPAddr).Port
+}
+
+// postgres starts a PostgreSQL server of its own and returns its port and a way to ask.
+func postgres(t *testing.T) (port int, query func(sql string) (string, error)) {
+	t.Helper()
+	bins, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
+	if len(bins) == 0 {
+		t.Fatal("PostgreSQL is not there, run .ci/kafka-clients")
+	}
+	bin := bins[len(bins)-1]
+	base, err := os.MkdirTemp("", "pg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(base) })
+	as := func(name string, args ...string) *exec.Cmd {
+		cmd := exec.Command(filepath.Join(bin, name), args...)
+		if os.Geteuid() == 0 { // it does not run as root
+			cmd = exec.Command("runuser", append([]string{"-u", "postgres", "--", filepath.Join(bin, name)}, args...)...)
+		}
+		cmd.Dir = base
+		return cmd
+	}
+	if os.Geteuid() == 0 {
+		if out, err := exec.Command("chown", "postgres", base).CombinedOutput(); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+	}
+	if out, err := as("initdb", "-D", filepath.Join(base, "data"), "-U", "test", "-A", "trust", "--no-sync", "--locale=C").CombinedOutput(); err != nil {
+		t.Fatalf("initdb: %v\n%s", err, out)
+	}
+	port = freePort(t)
+	var log bytes.Buffer
+	cmd := as("postgres", "-D", filepath.Join(base, "data"), "-p", fmt.Sprint(port), "-k", base, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off")
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		as("pg_ctl", "stop", "-D", filepath.Join(base, "data"), "-m", "immediate", "-s").Run()
+		cmd.Wait()
+	})
+	query = func(sql string) (string, error) {
+		out, err := exec.Command(filepath.Join(bin, "psql"), "-h", "127.0.0.1", "-p", fmt.Sprint(port), "-U", "test", "-d", "postgres", "-Atc", sql).CombinedOutput()
+		return strings.TrimSpace(string(out)), err
+	}
+	limit := time.Now().Add(clientTime)
+	for out, err := query("select 1"); err != nil; out, err = query("select 1") {
+		if time.Now().After(limit) {
+			t.Fatalf("PostgreSQL does not answer: %s\n%s", out, log.String())
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return port, query
+}
+
+// TestDebeziumSink: distributed Connect, whose configuration, offsets and status are
+// compacted topics of the hub, writes a topic into PostgreSQL by the Debezium JDBC sink,
+// is killed, and goes on.
+func TestDebeziumSink(t *testing.T) {
+	dir := ecosystem(t, "debezium")
+	h := newHub(t)
+	topic := h.topic("readings", 1)
+	port, query := postgres(t)
+	schema := func(fields string) string {
+		return `{"type":"struct","name":"reading","optional":false,"fields":[` + fields + `]}`
+	}
+	send := func(from, to int) {
+		t.Helper()
+		a := h.store.NewAppend("")
+		for i := from; i < to; i++ {
+			key := fmt.Sprintf(`{"schema":%s,"payload":{"id":%d}}`, schema(`{"type":"int32","optional":false,"field":"id"}`), i%100)
+			value := fmt.Sprintf(`{"schema":%s,"payload":{"turbine":"wtg-%d","power":%d}}`,
+				schema(`{"type":"string","optional":false,"field":"turbine"},{"type":"int32","optional":false,"field":"power"}`), i%7, i)
+			if err := a.Record(topic.Partition(0), t0+int64(i), []byte(key), []byte(value), nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.commit(a)
+	}
+	send(0, 500)
+	rest := freePort(t)
+	worker := properties(t, "distributed.properties", "bootstrap.servers="+h.addr, "group.id=connect", "key.converter=org.apache.kafka.connect.json.JsonConverter",
+		"value.converter=org.apache.kafka.connect.json.JsonConverter", "config.storage.topic=connect-configs", "offset.storage.topic=connect-offsets",
+		"status.storage.topic=connect-status", "config.storage.replication.factor=1", "offset.storage.replication.factor=1", "status.storage.replication.factor=1",
+		"offset.storage.partitions=2", "status.storage.partitions=1", "offset.flush.interval.ms=500", fmt.Sprintf("listeners=http://127.0.0.1:%d", rest),
+		"plugin.path="+filepath.Join(dir, "plugins"), "session.timeout.ms=6000", "heartbeat.interval.ms=1000", "scheduled.rebalance.max.delay.ms=0",
+		"consumer.session.timeout.ms=6000", "consumer.heartbeat.interval.ms=1000")
+	start := func() *program {
+		return java(t, "connect", filepath.Join(dir, "lib"), "org.apache.kafka.connect.cli.ConnectDistributed", worker)
+	}
+	call := func(method, path, body string) (int, string) {
+		req, err := http.NewRequest(method, fmt.Sprintf("http://127.0.0.1:%d%s", rest, path), strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(b)
+	}
+	rows := func(sql, want string) func() bool {
+		return func() bool {
+			out, err := query(sql)
+			if _, status := call("GET", "/connectors/sink/status", ""); strings.Contains(status, "FAILED") {
+				t.Fatalf("the connector failed: %s", status)
+			}
+			return err == nil && out == want
+		}
+	}
+	p := start()
+	p.await("the worker", func() bool {
+		code, out := call("PUT", "/connectors/sink/config", fmt.Sprintf(`{"connector.class":"io.debezium.connector.jdbc.JdbcSinkConnector","tasks.max":"1","topics":"readings",
+			"connection.url":"jdbc:postgresql://127.0.0.1:%d/postgres","connection.username":"test","connection.password":"",
+			"insert.mode":"upsert","delete.enabled":"true","primary.key.mode":"record_key","schema.evolution":"basic","collection.name.format":"readings"}`, port))
+		if code == http.StatusBadRequest {
+			t.Fatalf("the connector is refused: %s", out)
+		}
+		return code == http.StatusCreated || code == http.StatusOK
+	})
+	p.await("the first rows", rows("select count(*), min(power), max(power) from readings", "100|400|499"))
+	p.kill()
+	for _, name := range []string{"connect-configs", "connect-offsets", "connect-status"} {
+		if tp, ok := h.store.Topic(name); !ok || !tp.Compacted() {
+			t.Errorf("topic %s: there %v, compacted %v", name, ok, ok && tp.Compacted())
+		}
+	}
+	if err := h.store.Compact(); err != nil {
+		t.Fatal(err)
+	}
+	send(500, 1000)
+	a := h.store.NewAppend("") // deletes the row 42
+	if err := a.Record(topic.Partition(0), t0+1000, fmt.Appendf(nil, `{"schema":%s,"payload":{"id":42}}`, schema(`{"type":"int32","optional":false,"field":"id"}`)), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	h.commit(a)
+	p = start()
+	p.await("the other rows", rows("select count(*), min(power), max(power), count(*) filter (where id = 42) from readings", "99|900|999|0"))
 }
