@@ -50,6 +50,11 @@ type Config struct {
 	// RetentionInterval is how often retention is applied; 0 is 30 s, negative
 	// never (but for calls of Store.Retain and for the disk budget).
 	RetentionInterval time.Duration
+	// ScrubInterval is in what time everything that is sealed is read once, to find
+	// rot; 0 is 30 days, negative never (but for calls of Store.Scrub).
+	ScrubInterval time.Duration
+	// ScrubRate bounds what that reads, in bytes per second; 0 is 1 MiB/s.
+	ScrubRate int64
 	// CompactBytes bounds the memory of a compaction's keys; 0 is 64 MiB, which is
 	// two million keys at once. More are compacted in several passes.
 	CompactBytes int64
@@ -160,6 +165,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.RetentionInterval == 0 {
 		c.RetentionInterval = defaultRetentionTick
+	}
+	if c.ScrubInterval == 0 {
+		c.ScrubInterval = defaultScrubInterval
+	}
+	if c.ScrubRate <= 0 {
+		c.ScrubRate = defaultScrubRate
 	}
 	c.Classes = append([]ClassConfig(nil), c.Classes...)
 	for i := range c.Classes {

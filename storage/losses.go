@@ -102,37 +102,64 @@ func (l *classLog) appendLoss(ops []byte, p *Partition, from, to int64, reason L
 }
 
 // damaged is called by a reader that met an entry which the disk no longer holds
-// as it was written. Reads step over it from now on; the range is declared, a copy
-// of the segment is kept, and its side file removed, so that the next Open repairs
-// the segment.
+// as it was written. Reads step over it from now on; the range is declared, and the
+// segment repaired. Where that fails now, its side file goes, so that the next Open
+// does it.
 func (l *classLog) damaged(p *Partition, seg *segment, r ref, cause error) {
-	p.mu.Lock()
-	if inHole(p.holes, r.base) || r.base < p.start {
-		p.mu.Unlock()
+	if !p.addHole(r) {
 		return
+	}
+	l.lg.Error("damaged entry; its records are lost here", "topic", p.topic.name, "partition", p.index,
+		"from", r.base, "to", r.next, "file", seg.path, "position", r.pos, "err", cause)
+	l.stats.damagedRecords(r.next - r.base)
+	l.post(func() {
+		if err := l.c.declareHole(p, r); err != nil {
+			l.lg.Error("declare damage", "err", err)
+			return // the next Open finds it again
+		}
+		if seg.clean == nil {
+			l.c.healOrLeave(seg)
+			return
+		}
+		l.quarantine(seg.path, "rot", false)
+		l.s.cfg.FS.Remove(l.sideOf(seg))
+	})
+}
+
+// addHole makes readers step over a batch, and tells whether they did not yet.
+func (p *Partition) addHole(r ref) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if inHole(p.holes, r.base) || r.next <= p.start {
+		return false
 	}
 	// A copy: readers may hold the old slice.
 	p.holes = append(append(make([]hole, 0, len(p.holes)+1), p.holes...), hole{r.base, r.next})
 	p.fresh = append(p.fresh, hole{r.base, r.next})
-	p.mu.Unlock()
-	l.lg.Error("damaged entry; its records are lost here", "topic", p.topic.name, "partition", p.index,
-		"from", r.base, "to", r.next, "file", seg.path, "position", r.pos, "err", cause)
-	l.stats.damagedRecords(r.next - r.base)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return
+	return true
+}
+
+func (p *Partition) hasHole(off int64) bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return inHole(p.holes, off)
+}
+
+// declareHole makes the row of the ledger durable, unless it is.
+func (c *committer) declareHole(p *Partition, r ref) error {
+	p.mu.RLock()
+	fresh, from := slices.Contains(p.fresh, hole{r.base, r.next}), max(r.base, p.start)
+	p.mu.RUnlock()
+	if !fresh {
+		return nil
 	}
-	l.tasks = append(l.tasks, func() {
-		l.quarantine(seg.path, "rot", false)
-		l.s.cfg.FS.Remove(l.sideOf(seg))
-		if err := l.c.commitOps(l.appendLoss(nil, p, r.base, r.next, LossDamaged)); err != nil {
-			l.lg.Error("declare damage", "err", err)
-			return // the next Open finds it again
+	if from < r.next {
+		if err := c.commitOps(c.l.appendLoss(nil, p, from, r.next, LossDamaged)); err != nil {
+			return err
 		}
-		p.mu.Lock()
-		p.fresh = slices.DeleteFunc(p.fresh, func(h hole) bool { return h == hole{r.base, r.next} })
-		p.mu.Unlock()
-	})
-	l.wakeup()
+	}
+	p.mu.Lock()
+	p.fresh = slices.DeleteFunc(p.fresh, func(h hole) bool { return h == hole{r.base, r.next} })
+	p.mu.Unlock()
+	return nil
 }

@@ -265,7 +265,7 @@ func (p *Partition) locate(dst []ref, from, limit int64, maxBytes int, whole boo
 		defer p.mu.RUnlock()
 		return p.tailSeg, p.pick(dst, p.tail, p.holes, from, limit, maxBytes, whole), nil
 	}
-	seg, holes, swaps := p.spans[i].seg, p.holes, p.swaps.Load()
+	seg, end, holes, swaps := p.spans[i].seg, p.spans[i].next, p.holes, p.swaps.Load()
 	at := p.countsFrom(seg, from)
 	p.mu.RUnlock()
 	x, err := p.log.index(seg)
@@ -275,11 +275,22 @@ func (p *Partition) locate(dst []ref, from, limit int64, maxBytes int, whole boo
 		}
 		return nil, dst, err
 	}
-	part := x.part(p.id)
-	if part == nil {
-		return seg, dst, nil
+	if part := x.part(p.id); part != nil && anyLeft(part.refs, holes, at, limit) {
+		return seg, p.pick(dst, part.refs, holes, at, limit, maxBytes, whole), nil
 	}
-	return seg, p.pick(dst, part.refs, holes, at, limit, maxBytes, whole), nil
+	if end < limit { // all that is left of it here is lost
+		return p.locate(dst, end, limit, maxBytes, whole)
+	}
+	return seg, dst, nil
+}
+
+// anyLeft tells whether pick would find a batch, whatever its size.
+func anyLeft(refs []ref, holes []hole, from, limit int64) bool {
+	i := sort.Search(len(refs), func(i int) bool { return refs[i].next > from })
+	for i < len(refs) && refs[i].base < limit && inHole(holes, refs[i].base) {
+		i++
+	}
+	return i < len(refs) && refs[i].base < limit
 }
 
 // countsFrom is from, or where a segment of the log begins to count when a compaction

@@ -74,6 +74,9 @@ func (l *classLog) recover() (*recovered, error) {
 		}
 	}
 	l.restoreState(r)
+	if err := l.dropDeclared(r); err != nil {
+		return nil, err
+	}
 	l.removeStrayIndexes(r)
 	if err := l.catalog.settle(r.segs, r.indexes); err != nil {
 		l.lg.Warn("write the catalog of segments", "err", err)

@@ -81,6 +81,24 @@ func (st *logStats) compacted(c *compactor) {
 	st.mu.Unlock()
 }
 
+func (st *logStats) scrubbed(n int64) {
+	st.mu.Lock()
+	st.ScrubbedBytes += uint64(n)
+	st.mu.Unlock()
+}
+
+func (st *logStats) scrubFound() {
+	st.mu.Lock()
+	st.ScrubDamaged++
+	st.mu.Unlock()
+}
+
+func (st *logStats) healed() {
+	st.mu.Lock()
+	st.Healed++
+	st.mu.Unlock()
+}
+
 func (st *logStats) setBroken(err error) {
 	st.mu.Lock()
 	st.Broken = err

@@ -145,6 +145,9 @@ func (s *Store) open() error {
 			return err
 		}
 	}
+	if s.cfg.ScrubInterval > 0 {
+		s.ticker.Go(s.scrubLoop)
+	}
 	if s.cfg.RetentionInterval > 0 {
 		s.ticker.Go(s.retainLoop)
 		s.ticker.Go(s.compactLoop)

@@ -38,6 +38,7 @@ type twin struct {
 	fs   FS
 	path string
 
+	lost    bool   // the log has lost state since Open
 	have    bool   // the file is whole up to its last frame, and may be appended to
 	commit  uint64 // of its last frame
 	size    int64
@@ -100,7 +101,7 @@ type twinState struct {
 	state  *stateMap
 	commit uint64
 	next   map[PartitionID]int64
-	lost   bool // an Open before has met damage and did not end
+	lost   bool // the log has lost state, and what this says counts
 	whole  bool // nothing but frames is in the file
 	size   int64
 }
@@ -134,8 +135,9 @@ func parseTwin(b []byte) (*twinState, error) {
 		}
 		began = true
 		t.commit = binary.BigEndian.Uint64(b[12:])
-		t.lost = b[5] == twinLost
+		t.lost = t.lost || b[5] == twinLost
 		if b[5] == twinAll {
+			t.lost = false
 			t.state, t.next = newStateMap(nil), make(map[PartitionID]int64)
 		}
 		for q := b[twinHeader:][:12*m]; len(q) > 0; q = q[12:] {
@@ -202,6 +204,9 @@ func (t *twin) append(commit uint64, next map[PartitionID]int64, ops []byte) err
 func (t *twin) rewrite() error {
 	commit, next, ops := t.whole()
 	b := appendTwin(nil, twinAll, commit, next, ops)
+	if t.lost {
+		b = appendTwin(b, twinLost, commit, nil, nil)
+	}
 	if err := durable.WriteFile(t.fs, t.path, b, filePerm); err != nil {
 		t.have = false
 		return &DiskError{"write", t.path, err}
@@ -209,6 +214,12 @@ func (t *twin) rewrite() error {
 	t.have, t.commit, t.size, t.base = true, commit, int64(len(b)), int64(len(b))
 	t.pending, t.collected, t.written = t.pending[:0], 0, 0
 	return nil
+}
+
+// lose notes durably that the log has lost state which this copy has.
+func (t *twin) lose() error {
+	t.lost = true
+	return t.rewrite()
 }
 
 // sync makes durable what was written, and tells from which index on the log alone has

@@ -69,7 +69,7 @@ type Identity struct {
 type Repair struct {
 	Class string
 	File  string
-	What  string // "tail-cut", "rot", "quarantined", "truncation-finished", "temp-removed", "index-rebuilt"
+	What  string // "tail-cut", "rot", "quarantined", "truncation-finished", "temp-removed", "tail-lost", "state-restored", "declared"
 	Bytes int64  // cut or set aside
 	// Entries that were lost; for a cut tail they were never acknowledged,
 	// unless the disk had lied about a flush.
@@ -133,6 +133,9 @@ type ClassStats struct {
 	EvictedRecords  uint64
 	LastEvicted     time.Time // when records the hub does not have were given up last
 	DamagedRecords  uint64
+	Healed          uint64 // segments repaired while the store was open
+	ScrubbedBytes   uint64 // read to find rot, since Open
+	ScrubDamaged    uint64 // segments in which that met damage, or that could not be read
 	CompactBytes    int64  // files of compacted partitions, part of DiskBytes
 	Compactions     uint64 // of partitions, since Open
 	CompactedAway   uint64 // records they took out

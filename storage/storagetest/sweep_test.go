@@ -200,6 +200,7 @@ func readPieces(p *storage.Partition, from int64) (out []piece, err error) {
 type harm struct {
 	what  string
 	files map[string][]byte
+	again bool // open it again in any case
 }
 
 // verdict of a damaged store.
@@ -289,12 +290,12 @@ func (b *bench) try(h harm) (v harmed, err error) {
 		}
 		return v, fmt.Errorf("open: %w", err)
 	}
-	v, err = b.compare(s, false)
+	v, err = b.compare(s)
 	if cerr := s.Close(); err == nil {
 		err = cerr
 	}
 	b.n++
-	if err == nil && b.n%61 == 0 { // what was repaired stays repaired
+	if err == nil && (h.again || b.n%61 == 0) { // what was repaired stays repaired
 		if err := b.again(v); err != nil {
 			return v, fmt.Errorf("opened again: %w", err)
 		}
@@ -307,11 +308,11 @@ func (b *bench) again(was harmed) error {
 	if err != nil {
 		return err
 	}
-	v, err := b.compare(s, true)
+	v, err := b.compare(s)
 	if cerr := s.Close(); err == nil {
 		err = cerr
 	}
-	if err == nil && (v.batches > was.batches || v.cut && !was.cut) {
+	if err == nil && v != was { // what was declared lost stays lost
 		err = fmt.Errorf("at first %+v, then %+v", was, v)
 	}
 	if err != nil {
@@ -332,9 +333,8 @@ func (b *bench) again(was harmed) error {
 	return nil
 }
 
-// compare looks at everything. What a reader had declared may be found whole by the repair
-// of the next Open (a sector that stands elsewhere): again allows that.
-func (b *bench) compare(s *storage.Store, again bool) (v harmed, err error) {
+// compare looks at everything.
+func (b *bench) compare(s *storage.Store) (v harmed, err error) {
 	g := b.g
 	id := s.Identity()
 	if id.StoreID != g.id.StoreID || id.NodeID != g.id.NodeID {
@@ -405,7 +405,7 @@ func (b *bench) compare(s *storage.Store, again bool) (v harmed, err error) {
 				if !bytes.Equal(have[0].bytes, w.bytes) {
 					return v, fmt.Errorf("%s: the batch at offset %d is another one", name, w.from)
 				}
-				if !again && overlaps(name, w.from, w.to) {
+				if overlaps(name, w.from, w.to) {
 					return v, fmt.Errorf("%s: [%d, %d) is there and declared lost", name, w.from, w.to)
 				}
 				have = have[1:]
@@ -504,13 +504,13 @@ func TestFlipsAndCutsOfASegment(t *testing.T) {
 		for bit := first; bit < 8*len(whole); bit += step {
 			b := bytes.Clone(whole)
 			b[bit/8] ^= 1 << (bit % 8)
-			h := harm{fmt.Sprintf("bit %d of byte %d of %d flipped", bit%8, bit/8, len(whole)), map[string][]byte{g.target: b}}
+			h := harm{what: fmt.Sprintf("bit %d of byte %d of %d flipped", bit%8, bit/8, len(whole)), files: map[string][]byte{g.target: b}}
 			// Both ways of finding it: both for each bit in the long form, in turns in the short one.
 			if step == 1 || bit/step%2 == 0 {
 				if !yield(g.withoutSides(h)) {
 					return
 				}
-				h = harm{h.what, map[string][]byte{g.target: b}}
+				h = harm{what: h.what, files: map[string][]byte{g.target: b}}
 			}
 			if (step == 1 || bit/step%2 == 1) && !yield(h) {
 				return
@@ -529,7 +529,7 @@ func TestFlipsAndCutsOfASegment(t *testing.T) {
 	start = time.Now()
 	total, runs = sweep(t, g, func(yield func(harm) bool) {
 		for at := first % len(whole); at < len(whole); at += step {
-			h := harm{fmt.Sprintf("cut to %d of %d bytes", at, len(whole)), map[string][]byte{g.target: whole[:at]}}
+			h := harm{what: fmt.Sprintf("cut to %d of %d bytes", at, len(whole)), files: map[string][]byte{g.target: whole[:at]}}
 			if at%2 == 0 {
 				h = g.withoutSides(h)
 			}
@@ -589,7 +589,7 @@ func TestFlipsAndCutsOfOwnState(t *testing.T) {
 				for bit := 8*o[0] + first; bit < 8*o[1]; bit += step {
 					b := bytes.Clone(whole)
 					b[bit/8] ^= 1 << (bit % 8)
-					h := harm{fmt.Sprintf("%s: bit %d of byte %d of %d flipped", name, bit%8, bit/8, len(whole)), map[string][]byte{name: b}}
+					h := harm{what: fmt.Sprintf("%s: bit %d of byte %d of %d flipped", name, bit%8, bit/8, len(whole)), files: map[string][]byte{name: b}}
 					if bit/step%2 == 0 {
 						h = g.withoutSides(h)
 					}
@@ -598,7 +598,7 @@ func TestFlipsAndCutsOfOwnState(t *testing.T) {
 					}
 				}
 				for at := o[0] + first%8; at < o[1]; at += max(step/8, 1) {
-					h := harm{fmt.Sprintf("%s cut to %d of %d bytes", name, at, len(whole)), map[string][]byte{name: whole[:at]}}
+					h := harm{what: fmt.Sprintf("%s cut to %d of %d bytes", name, at, len(whole)), files: map[string][]byte{name: whole[:at]}}
 					if name != g.tail && at%2 == 0 {
 						h.what += ", cut"
 					}
@@ -638,12 +638,12 @@ func sweepIndex(t *testing.T, g *golden, name string, whole []byte) {
 		for bit := first; bit < 8*len(whole); bit += step {
 			b := bytes.Clone(whole)
 			b[bit/8] ^= 1 << (bit % 8)
-			if !yield(harm{fmt.Sprintf("bit %d of byte %d of %s flipped", bit%8, bit/8, name), map[string][]byte{name: b}}) {
+			if !yield(harm{what: fmt.Sprintf("bit %d of byte %d of %s flipped", bit%8, bit/8, name), files: map[string][]byte{name: b}}) {
 				return
 			}
 		}
 		for at := first; at < len(whole); at += step {
-			if !yield(harm{fmt.Sprintf("%s cut to %d bytes", name, at), map[string][]byte{name: whole[:at]}}) {
+			if !yield(harm{what: fmt.Sprintf("%s cut to %d bytes", name, at), files: map[string][]byte{name: whole[:at]}}) {
 				return
 			}
 		}
@@ -666,12 +666,12 @@ func TestFlipsAndCutsOfTheIdentity(t *testing.T) {
 		for bit := range 8 * len(whole) {
 			b := bytes.Clone(whole)
 			b[bit/8] ^= 1 << (bit % 8)
-			if !yield(harm{fmt.Sprintf("bit %d of byte %d flipped", bit%8, bit/8), map[string][]byte{"IDENTITY": b}}) {
+			if !yield(harm{what: fmt.Sprintf("bit %d of byte %d flipped", bit%8, bit/8), files: map[string][]byte{"IDENTITY": b}}) {
 				return
 			}
 		}
 		for at := range whole {
-			if !yield(harm{fmt.Sprintf("cut to %d bytes", at), map[string][]byte{"IDENTITY": whole[:at]}}) {
+			if !yield(harm{what: fmt.Sprintf("cut to %d bytes", at), files: map[string][]byte{"IDENTITY": whole[:at]}}) {
 				return
 			}
 		}
@@ -762,7 +762,7 @@ func TestSectorFaults(t *testing.T) {
 					copy(b[from:to], other[from:])
 				}
 			}
-			h := harm{fmt.Sprintf("rotation %d: %s, sector [%d, %d) %s", rot, name, from, to, what), map[string][]byte{name: b}}
+			h := harm{what: fmt.Sprintf("rotation %d: %s, sector [%d, %d) %s", rot, name, from, to, what), files: map[string][]byte{name: b}, again: true}
 			if r.IntN(2) == 0 && !strings.HasSuffix(name, ".idx") {
 				h = g.withoutSides(h)
 			}
