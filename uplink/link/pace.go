@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"math"
 	"sync"
 	"time"
 )
@@ -17,20 +18,25 @@ import (
 //   - queue: what is under way over capacity, less the least round trip
 //   - rate: capacity times 1 + (target - queue)/(least round trip)
 //   - every ten seconds the queue is drained for a moment, so that the least round trip is one
+//   - target: longer by the root of how far the capacity fell below its highest of late. Two that share
+//     a link then come to equal shares; with one target the later one, whose least round trip has the
+//     other's queue in it, would push the other out
 //   - a queue that stays long although the rate was halved is not ours (another flow, or
 //     jitter): pacing pauses for half a minute, and the connections' own control competes
 //
 // Start-up and whatever loss limits are left to the connections.
 const (
-	pacerTarget  = 40 * time.Millisecond
-	pacerMinRate = 4 << 10 // bytes per second
-	pacerDrain   = 10 * time.Second
-	pacerYield   = 30 * time.Second
-	pacerIdle    = 10 * time.Second
-	pacerChunk   = 16 << 10
-	pacerTick    = 5 * time.Millisecond
-	pacerPacket  = 1228
-	pacerPoints  = 512 // of a history: two and a half round trips at pacerTick or a 64th of a round trip
+	pacerTarget   = 40 * time.Millisecond
+	pacerMinRate  = 4 << 10 // bytes per second
+	pacerDrain    = 10 * time.Second
+	pacerYield    = 30 * time.Second
+	pacerIdle     = 10 * time.Second
+	pacerChunk    = 16 << 10
+	pacerTick     = 5 * time.Millisecond
+	pacerMemory   = time.Minute // of the highest capacity
+	pacerYielding = 2.5         // times the target at most, beside others
+	pacerPacket   = 1228
+	pacerPoints   = 512 // of a history: two and a half round trips at pacerTick or a 64th of a round trip
 )
 
 // pathSample is what the connections that carry the traffic say.
@@ -47,6 +53,7 @@ type pacer struct {
 
 	mu       sync.Mutex // guards the following
 	capacity float64    // bytes per second on the link
+	highest  float64    // of capacity, fading within pacerMemory
 	rate     float64    // the same, 0 = start-up: not limited here
 	next     time.Time  // when the next byte may go
 	at       time.Time  // of the last sample
@@ -196,7 +203,7 @@ func (p *pacer) chunk() int {
 // control looks at the path.
 func (p *pacer) control(now time.Time) {
 	if now.Sub(p.busyAt) > pacerIdle { // a new backlog
-		p.capacity, p.rate, p.base, p.longTo = 0, 0, [2]time.Duration{}, time.Time{}
+		p.capacity, p.highest, p.rate, p.base, p.longTo = 0, 0, 0, [2]time.Duration{}, time.Time{}
 		p.sent, p.got, p.queue, p.mean, p.weight = nil, nil, 0, 0, 1.08
 		p.baseAt, p.drainTo = now, time.Time{}
 		p.written, p.weighed = 0, point{}
@@ -229,6 +236,10 @@ func (p *pacer) control(now time.Time) {
 	p.mean += time.Duration(float64(p.queue-p.mean) * min(1, since.Seconds()))
 	target := max(pacerTarget, base/6) + min(2*max(0, s.jitter-5*time.Millisecond), 100*time.Millisecond)
 	p.measure(now, base)
+	p.highest = max(p.highest*(1-min(1, since.Seconds()/pacerMemory.Seconds())), p.capacity)
+	if p.capacity > 0 {
+		target = time.Duration(float64(target) * min(math.Sqrt(p.highest/p.capacity), pacerYielding))
+	}
 	if p.rate == 0 && p.queue <= target/2 || p.capacity == 0 {
 		return
 	}
@@ -239,7 +250,12 @@ func (p *pacer) control(now time.Time) {
 	aim := target.Seconds()
 	if now.Before(p.drainTo) {
 		// A little below nothing, since capacity is an estimate: else the least round trip would creep up.
-		if aim = -0.02*base.Seconds() - 0.004; queue <= aim/2 {
+		// Beside others it has some of their queue in it, and of ours that they hold for the way: deeper.
+		aim = -0.02*base.Seconds() - 0.004
+		if p.highest > 1.3*p.capacity {
+			aim = -0.3 * base.Seconds()
+		}
+		if queue <= aim*0.8 {
 			p.drainTo = now
 		}
 	}
@@ -295,8 +311,14 @@ func (p *pacer) observe(now time.Time, s pathSample) {
 	case p.base == [2]time.Duration{}:
 		p.base[0] = min(s.least, s.rtt)
 	case p.base[0] == 0:
+		if s.rtt < p.base[1]-time.Millisecond {
+			p.baseAt = now
+		}
 		p.base[0] = s.rtt
 	default:
+		if s.rtt < p.least()-time.Millisecond { // others see it too: the next drain is at the same time
+			p.baseAt = now
+		}
 		p.base[0] = min(p.base[0], s.rtt)
 	}
 	if now.Sub(p.baseAt) >= pacerDrain {

@@ -177,7 +177,20 @@ func (r *Router) HubConn(addr string) net.PacketConn {
 
 // NodeConn makes a node's socket at ip:port.
 func (r *Router) NodeConn(addr string) net.PacketConn {
-	return simnet.NewBlockingSimConn(mustAddr(addr), r)
+	return nodeConn{simnet.NewBlockingSimConn(mustAddr(addr), r), r}
+}
+
+// nodeConn is forgotten when it is closed: a node opens many in a long history.
+type nodeConn struct {
+	*simnet.SimConn
+	r *Router
+}
+
+func (c nodeConn) Close() error {
+	c.r.mu.Lock()
+	delete(c.r.nodes, c.LocalAddr().String())
+	c.r.mu.Unlock()
+	return c.SimConn.Close()
 }
 
 func mustAddr(addr string) *net.UDPAddr {
