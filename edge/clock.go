@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,6 +44,7 @@ const (
 	hubTrust      = 2 * time.Second  // a clock so near to the hub's is right
 	rowInterval   = time.Minute      // while the clock stays wrong and the hub knows better
 	noteInterval  = time.Hour        // how often the last known time is written
+	stepWait      = 10 * time.Second // for records to become durable, after a step
 	hubSettle     = 45 * time.Second // after a step, until the hub's offset is measured anew (heartbeats are 15 s apart)
 	maxSpans      = 64               // kept while the time is not known
 	clockKey      = "clock"          // of a KindMeta entry
@@ -78,25 +81,33 @@ type clock struct {
 	mu      sync.Mutex // guards the fields below
 	st      clockState
 	trusted bool
-	seen    map[storage.PartitionID]int64 // next offsets at the last look
+	seen    map[storage.PartitionID]int64 // ends at the last look
+	stepped map[storage.PartitionID]int64 // ends of what was appended when a step was found, until that is durable
+	unsaved bool                          // the last save failed
 	stepAt  time.Duration                 // monotonic, when the wall clock was set last; 0 = never
 	rowsAt  time.Duration                 // of the last rows
 	notedAt time.Duration
 }
 
-func (c *clock) nexts() map[storage.PartitionID]int64 {
+// nexts is the end of each partition that has one: what is durable (an offset that is not
+// may be given to another record), or all that was appended.
+func (c *clock) nexts(end func(*storage.Partition) int64) map[storage.PartitionID]int64 {
 	out := map[storage.PartitionID]int64{}
 	for _, t := range c.store.Topics() {
 		if t.Name() == clockTopic {
 			continue
 		}
 		for _, p := range t.Partitions() {
-			if n := p.Next(); n > 0 {
+			if n := end(p); n > 0 {
 				out[p.ID()] = n
 			}
 		}
 	}
 	return out
+}
+
+func (c *clock) durable() map[storage.PartitionID]int64 {
+	return c.nexts((*storage.Partition).HighWatermark)
 }
 
 // load reads what is known from earlier starts, and begins a span.
@@ -109,7 +120,7 @@ func (c *clock) load() {
 			c.st = clockState{}
 		}
 	}
-	c.seen = c.nexts()
+	c.seen = c.durable()
 	c.trusted = c.kernelTrust()
 	shift := time.Duration(c.wall().UnixNano()) - c.mono()
 	if n := len(c.st.Spans); n > 0 && c.st.Spans[n-1].Boot == c.boot && near(c.st.Spans[n-1].Shift, shift) {
@@ -142,16 +153,29 @@ func (c *clock) look() {
 	defer c.mu.Unlock()
 	mono := c.mono()
 	shift := time.Duration(c.wall().UnixNano()) - mono
-	now := c.nexts()
+	if c.unsaved {
+		c.save()
+	}
 	cur := &c.st.Spans[len(c.st.Spans)-1]
-	if !near(cur.Shift, shift) {
+	if near(cur.Shift, shift) {
+		c.stepped = nil
+	} else {
 		old := cur.Shift
-		c.logger.Warn("the wall clock was set", "by", (shift - old).String())
-		c.trusted, c.stepAt = c.kernelTrust(), mono
-		c.begin(shift, c.boundary(now, time.UnixMilli(int64((old+mono)/time.Millisecond)), time.UnixMilli(int64((shift+mono)/time.Millisecond))))
+		if c.stepped == nil {
+			c.logger.Warn("the wall clock was set", "by", (shift - old).String())
+			c.trusted, c.stepAt = c.kernelTrust(), mono
+			c.stepped = c.nexts((*storage.Partition).Next)
+		}
+		// Its place is found by the times of the records, which can be read when they are durable.
+		if d := c.durable(); slices.ContainsFunc(slices.Collect(maps.Keys(c.stepped)), func(id storage.PartitionID) bool { return d[id] < c.stepped[id] }) && mono-c.stepAt < stepWait {
+			return
+		}
+		c.begin(shift, c.boundary(c.stepped, time.UnixMilli(int64((old+mono)/time.Millisecond)), time.UnixMilli(int64((shift+mono)/time.Millisecond))))
+		c.stepped = nil
 		c.save()
 		cur = &c.st.Spans[len(c.st.Spans)-1]
 	}
+	now := c.durable()
 	// What is the time? The kernel's when it is kept; else the hub's, when it was asked.
 	truth, known := shift, c.kernelTrust()
 	if !known && (c.stepAt == 0 || mono-c.stepAt > hubSettle) {
@@ -267,10 +291,13 @@ func (c *clock) write(rows []ClockRow) error {
 	return c.store.Commit(ctx, a)
 }
 
+// save is tried again at the next look when it fails.
 func (c *clock) save() {
-	if err := c.write(nil); err != nil {
+	err := c.write(nil)
+	if err != nil && !c.unsaved {
 		c.logger.Warn("the state of the clock is not saved", "err", err)
 	}
+	c.unsaved = err != nil
 }
 
 // boundary finds, among what was written since the last look, where the new time

@@ -221,6 +221,27 @@ func (s *Session) apply(kind byte, from uint64, n int) error {
 	return nil
 }
 
+// Last is the newest acknowledged record of a stream; zeros when there is none.
+func (b *Book) Last(streamName string) (boot, seq uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	st := b.streams[streamName]
+	if st == nil {
+		return 0, 0
+	}
+	for _, s := range st.sessions {
+		s.mu.Lock()
+		for i := uint64(len(s.acked) * 64); i > 0; i-- {
+			if s.acked.has(i - 1) {
+				boot, seq = s.boot, i-1
+				break
+			}
+		}
+		s.mu.Unlock()
+	}
+	return boot, seq
+}
+
 // fail keeps the first contradiction; a Checker reports it, because a broken
 // account proves nothing.
 func (b *Book) fail(err error) {

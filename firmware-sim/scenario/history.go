@@ -24,17 +24,40 @@ type outcome struct {
 	Simulated   time.Duration
 	NodeRecords int64
 	HubRecords  int64
+
+	Declared   int64 // records given up and declared
+	QoS2       int64 // records acknowledged with QoS 2
+	Wills      int   // stored
+	Retained   int   // topics compared at the end
+	HubDisks   int   // disks of the hub lost or replaced by a backup
+	Copies     int   // copies of the node's card that ran
+	Fenced     int   // histories in which the hub told of a copy
+	ClockSteps int   // steps of the node's clock
+	ClockRows  int   // corrections at the hub
+}
+
+func (o *outcome) add(x outcome) {
+	o.Cuts, o.Faults, o.Outages = o.Cuts+x.Cuts, o.Faults+x.Faults, o.Outages+x.Outages
+	o.Reconnects, o.Resent, o.Simulated = o.Reconnects+x.Reconnects, o.Resent+x.Resent, o.Simulated+x.Simulated
+	o.NodeRecords, o.HubRecords = o.NodeRecords+x.NodeRecords, o.HubRecords+x.HubRecords
+	o.Declared, o.QoS2, o.Wills, o.Retained = o.Declared+x.Declared, o.QoS2+x.QoS2, o.Wills+x.Wills, o.Retained+x.Retained
+	o.HubDisks, o.Copies, o.Fenced = o.HubDisks+x.HubDisks, o.Copies+x.Copies, o.Fenced+x.Fenced
+	o.ClockSteps, o.ClockRows = o.ClockSteps+x.ClockSteps, o.ClockRows+x.ClockRows
 }
 
 // live lets the world run for a while with everything going wrong that the seed says,
-// heals it, waits until the hub has what the node has, and compares with the ledger.
-// It must run in a bubble.
+// heals it, waits until the hub has or has declared what the node has, and compares with the
+// ledger. It must run in a bubble.
 func (w *world) live(storm time.Duration) (out outcome, err error) {
 	defer func() {
 		if e := w.end(); err == nil {
 			err = e
 		}
 	}()
+	w.plan = newPlan(w.seed)
+	w.say("plan: %v", w.plan)
+	w.tuneNode = w.plan.node
+	steps := w.steps()
 	w.wan.set(w.weather())
 	if err := errors.Join(w.hub.on(), w.node.on()); err != nil {
 		return out, err
@@ -45,10 +68,17 @@ func (w *world) live(storm time.Duration) (out outcome, err error) {
 	if err != nil {
 		return out, err
 	}
+	wills, waitWills := w.willDevices(ctx)
 	until := w.start.Add(storm)
 	for time.Now().Before(until) && err == nil {
 		time.Sleep(time.Duration(200+w.rng.IntN(3000)) * time.Millisecond)
-		err = w.something(&out)
+		for len(steps) > 0 && err == nil && time.Since(w.start) >= steps[0].at {
+			err = steps[0].do(&out)
+			steps = steps[1:]
+		}
+		if err == nil {
+			err = w.something(&out)
+		}
 	}
 	if err != nil {
 		return out, err
@@ -60,39 +90,86 @@ func (w *world) live(storm time.Duration) (out outcome, err error) {
 	for _, r := range wait() {
 		out.Reconnects += r.Reconnects
 		out.Resent += r.Resent
-		if r.SessionsLost != 0 || r.Failed != 0 {
-			return out, fmt.Errorf("mqtt %d: the node forgot %d sessions, %d devices failed: %s", r.Version, r.SessionsLost, r.Failed, r.FirstError)
+		if r.QoS == 2 {
+			out.QoS2 += r.Acked
 		}
+		if r.SessionsLost != 0 || r.Failed != 0 {
+			return out, fmt.Errorf("mqtt %d qos %d: the node forgot %d sessions, %d devices failed: %s", r.Version, r.QoS, r.SessionsLost, r.Failed, r.FirstError)
+		}
+	}
+	waitWills()
+	if len(wills) > 0 {
+		time.Sleep(time.Minute) // the wills of those that were missed at the last power cut
 	}
 	if err := w.drained(10 * time.Minute); err != nil {
 		return out, err
 	}
-	out.NodeRecords, out.HubRecords = w.node.records(), w.hub.records()
-	for m, rep := range map[*machine]*ledger.Report{w.node: &out.Node, w.hub: &out.Hub} {
-		obs := w.book.Observe(m.name)
-		if err := observe(m.store(), obs); err != nil {
-			return out, fmt.Errorf("%s: %w", m.name, err)
-		}
-		*rep = obs.Report()
-		if !rep.OK() {
-			return out, fmt.Errorf("the %s's store and the ledger differ: %v", m.name, *rep)
+	if w.plan.clock != "" {
+		time.Sleep(2 * time.Minute) // the corrections
+		if err := w.drained(10 * time.Minute); err != nil {
+			return out, err
 		}
 	}
-	if out.NodeRecords != out.HubRecords {
-		return out, fmt.Errorf("the node holds %d records, the hub %d", out.NodeRecords, out.HubRecords)
+	if err := w.judge(&out, wills); err != nil {
+		return out, err
 	}
 	out.Simulated = time.Since(w.start)
 	for _, m := range []*machine{w.node, w.hub} {
-		if err := w.secondReader(m); err != nil {
+		if err := w.secondReader(m, out.Declared); err != nil {
 			return out, fmt.Errorf("%s, read by the format document: %w", m.name, err)
 		}
 	}
 	return out, nil
 }
 
+// judge compares both stores with what devices and test know.
+func (w *world) judge(out *outcome, wills []*willDevice) error {
+	out.NodeRecords, out.HubRecords = w.node.records(), w.hub.records()
+	node, central := w.node.store(), w.hub.store()
+	_, declared, err := account(node, central, stream)
+	if err != nil {
+		return err
+	}
+	_, auxDeclared, err := account(node, central, aux)
+	if err != nil {
+		return err
+	}
+	out.Declared = declared
+	if !w.plan.evict && (declared > 0 || auxDeclared > 0) {
+		return fmt.Errorf("%d records were declared lost by a node with room for all", declared+auxDeclared)
+	}
+	for m, rep := range map[*machine]*ledger.Report{w.node: &out.Node, w.hub: &out.Hub} {
+		obs := w.book.Observe(m.name)
+		if err := observe(m.store(), obs); err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		*rep = obs.Report()
+		switch {
+		case m == w.hub:
+			*rep, err = only(*rep, declared)
+		case w.plan.evict: // it keeps what there is room for
+			rep.Lost = 0
+		}
+		if err == nil && !rep.OK() {
+			err = fmt.Errorf("the %s's store and the ledger differ: %v", m.name, *rep)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+	}
+	if out.Wills, err = w.judgeWills(wills, auxDeclared > 0); err != nil {
+		return err
+	}
+	if err := w.judgeRetained(); err != nil {
+		return err
+	}
+	out.Retained = w.plan.retained()
+	return w.judgeClock(out, time.Now())
+}
+
 // secondReader shuts the machine down in order and lets the reader that knows the log only
 // from its format document show its records to the ledger.
-func (w *world) secondReader(m *machine) error {
+func (w *world) secondReader(m *machine, declared int64) error {
 	l := m.off()
 	o, err := storagetest.ReadStore(l.dir)
 	if err != nil {
@@ -115,27 +192,35 @@ func (w *world) secondReader(m *machine) error {
 			obs.SeePayload(topic, r.Value, ledger.Position{Partition: int64(i), Offset: r.Offset})
 		}
 	}
-	if rep := obs.Report(); !rep.OK() {
+	rep := obs.Report()
+	if m == w.hub {
+		if rep, err = only(rep, declared); err != nil {
+			return err
+		}
+	} else if w.plan.evict {
+		rep.Lost = 0
+	}
+	if !rep.OK() {
 		return fmt.Errorf("the ledger differs: %v", rep)
 	}
 	return nil
 }
 
-// devices sends from some clients of both MQTT versions with QoS 1 on persistent sessions.
+// devices sends from some clients of both MQTT versions on persistent sessions, with QoS 1 or
+// 2, and retained messages when the plan says so.
 func (w *world) devices(ctx context.Context) (wait func() []rawload.Result, err error) {
 	var wg sync.WaitGroup
-	results := make([]rawload.Result, 2)
-	for i, version := range []byte{4, 5} {
-		l, err := rawload.New(rawload.Config{
-			Dial: w.site.dial, Version: version, QoS: 1, Clients: 1 + w.rng.IntN(3), Window: 1 + w.rng.IntN(20),
-			Rate: 20 + 60*w.rng.Float64(), ClientPrefix: fmt.Sprintf("v%d", version),
-			Topic:     fmt.Sprintf("site/v%d/{client}/telemetry", version),
-			Reconnect: true, BackOffMin: 50 * time.Millisecond, BackOffMax: 2 * time.Second, Drain: time.Minute,
-			Ledger: w.book, Seed: w.rng.Uint64() | 1, Boot: w.seed<<8 | uint64(version), Epoch: time.Now(),
-		})
+	var results []rawload.Result
+	start := func(c rawload.Config) error {
+		c.Dial, c.Window, c.Ledger = w.site.dial, 1+w.rng.IntN(20), w.book
+		c.Reconnect, c.BackOffMin, c.BackOffMax, c.Drain = true, 50*time.Millisecond, 2*time.Second, time.Minute
+		c.Seed, c.Boot, c.Epoch = w.rng.Uint64()|1, w.seed&0xffffff<<8|uint64(len(results)+1), time.Now()
+		l, err := rawload.New(c)
 		if err != nil {
-			return nil, err
+			return err
 		}
+		i := len(results)
+		results = append(results, rawload.Result{})
 		wg.Go(func() {
 			r, err := l.Run(ctx)
 			if err != nil {
@@ -144,8 +229,22 @@ func (w *world) devices(ctx context.Context) (wait func() []rawload.Result, err 
 			}
 			results[i] = r
 		})
+		return nil
 	}
-	return func() []rawload.Result { wg.Wait(); return results }, nil
+	for i, qos := range w.plan.qos {
+		version := byte(4 + i)
+		c := rawload.Config{Version: version, QoS: qos, Clients: 1 + w.rng.IntN(3), Rate: 20 + 60*w.rng.Float64(), PayloadBytes: 120,
+			ClientPrefix: fmt.Sprintf("v%d", version), Topic: fmt.Sprintf("site/v%d/{client}/telemetry", version)}
+		if w.plan.evict {
+			c.PayloadBytes = 1000
+		}
+		err = errors.Join(err, start(c))
+	}
+	if n := w.plan.retained(); n > 0 {
+		err = errors.Join(err, start(rawload.Config{Version: byte(4 + w.rng.IntN(2)), QoS: 1, Retain: true, Clients: n, Rate: 3,
+			ClientPrefix: "r", Topic: fmt.Sprintf(retainedTopic, "{client}")}))
+	}
+	return func() []rawload.Result { wg.Wait(); return results }, err
 }
 
 // weather draws the state of the link.
@@ -193,6 +292,10 @@ func (w *world) something(out *outcome) error {
 		w.wan.set(c)
 	case 4, 5, 6:
 		out.Cuts++
+		if m == w.node {
+			from := time.Now()
+			defer w.trouble(from)
+		}
 		if err := m.crash(r.Uint64(), int64(r.IntN(30)), r.IntN(2) == 0); err != nil {
 			return err
 		}
@@ -204,6 +307,8 @@ func (w *world) something(out *outcome) error {
 		return w.fault(m, out)
 	default: // both at once: a power cut at a site that has its own hub
 		out.Cuts += 2
+		from := time.Now()
+		defer w.trouble(from)
 		if err := errors.Join(w.node.crash(r.Uint64(), 0, false), w.hub.crash(r.Uint64(), 0, false)); err != nil {
 			return err
 		}
@@ -227,6 +332,10 @@ func (w *world) fault(m *machine, out *outcome) error {
 		After:   r.IntN(3) == 0,
 	}
 	w.say("disk of the %s: call %v number %d fails with %v, forever=%v after=%v", m.name, f.Call, f.N, f.Err, f.Forever, f.After)
+	if m == w.node {
+		from := time.Now()
+		defer w.trouble(from)
+	}
 	fired := fs.Inject(f)
 	time.Sleep(time.Duration(100+r.IntN(3000)) * time.Millisecond)
 	if n := fired(); n > 0 {
@@ -240,6 +349,7 @@ func (w *world) fault(m *machine, out *outcome) error {
 // heal makes everything good again.
 func (w *world) heal() {
 	w.wan.set(conditions{Rate: 20e6, Delay: 20 * time.Millisecond})
+	w.clock.set(0, true)
 	for _, m := range []*machine{w.node, w.hub} {
 		if fs := m.disk(); fs != nil {
 			fs.Heal()
@@ -247,17 +357,45 @@ func (w *world) heal() {
 	}
 }
 
-// drained waits, in simulated time, until the hub holds as many records as the node.
+// drained waits, in simulated time, until the hub has or has declared all that the node has.
 func (w *world) drained(limit time.Duration) error {
+	behind := func() string {
+		s := w.node.store()
+		if s == nil {
+			return "the node does not run"
+		}
+		for _, t := range s.Topics() {
+			n, h := t.Partition(0).HighWatermark(), w.completeTo(t.Name())
+			if n != h {
+				return fmt.Sprintf("the node holds %d records of %s and the hub is complete to %d", n, t.Name(), h)
+			}
+		}
+		return ""
+	}
 	for start := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-		n, h := w.node.records(), w.hub.records()
-		if n > 0 && n == h {
+		why := behind()
+		if why == "" && w.node.records() > 0 {
 			return nil
 		}
 		if time.Since(start) > limit {
-			return fmt.Errorf("%v after everything was healed the node holds %d records and the hub %d", limit, n, h)
+			return fmt.Errorf("%v after everything was healed %s (hub: %s %s, the node's link: %+v)", limit, why, w.info().State, w.info().Fenced, w.node.linkState())
 		}
 	}
+}
+
+// linkState is what the node says of its way to the hub.
+func (m *machine) linkState() any {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.life == nil {
+		return "off"
+	}
+	m.life.mu.Lock()
+	defer m.life.mu.Unlock()
+	if m.life.edge == nil {
+		return "not running"
+	}
+	return m.life.edge.Status().Uplink
 }
 
 // end switches everything off and lets the timers of the simulated network run out.

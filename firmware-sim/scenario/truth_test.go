@@ -73,8 +73,6 @@ func (w *truth) must(err error) {
 func (w *truth) up()   { w.wan.set(conditions{Rate: 20e6, Delay: 10 * time.Millisecond}) }
 func (w *truth) down() { w.wan.set(conditions{Down: [2]bool{true, true}}) }
 
-func (m *machine) dir() string { return filepath.Join(m.w.dir, fmt.Sprintf("%s-%d", m.name, m.gen)) }
-
 // flash gives a machine that is off an empty store with the two topics.
 func (w *truth) flash(m *machine) {
 	w.t.Helper()
@@ -139,34 +137,12 @@ func (w *truth) put(m *machine, topic, tag string, from, n int) {
 	}
 }
 
-func (w *truth) central() *hub.Hub {
-	w.hub.mu.Lock()
-	defer w.hub.mu.Unlock()
-	if w.hub.life == nil {
-		return nil
-	}
-	w.hub.life.mu.Lock()
-	defer w.hub.life.mu.Unlock()
-	return w.hub.life.central
-}
-
 func (w *truth) fleet() string {
 	if h := w.central(); h != nil {
 		b, _ := json.MarshalIndent(h.Nodes(), "", " ")
 		return string(b)
 	}
 	return "off"
-}
-
-func (w *truth) info() hub.NodeInfo {
-	if h := w.central(); h != nil {
-		for _, n := range h.Nodes() {
-			if n.Node == nodeID {
-				return n
-			}
-		}
-	}
-	return hub.NodeInfo{}
 }
 
 // told are the names of the records of a topic at the hub, in order.

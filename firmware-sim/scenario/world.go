@@ -47,6 +47,11 @@ type world struct {
 	tuneNode  func(*edge.Config) // nil, or changes the configuration of each start
 	tuneHub   func(*hub.Config)
 
+	plan     plan       // of a history
+	clock    wallClock  // of the node
+	bench    memNet     // the site of a copy of the node's card
+	troubles []interval // of the node; guarded by mu
+
 	mu     sync.Mutex
 	events []string // guarded by mu
 	ports  int      // guarded by mu
@@ -62,7 +67,8 @@ type machine struct {
 	run  func(ctx context.Context, dir string, fs storage.FS, life *life) error
 
 	mu   sync.Mutex
-	gen  int
+	gen  int // of its disk
+	ons  int
 	life *life // nil while the power is off
 }
 
@@ -75,6 +81,8 @@ type life struct {
 
 	mu       sync.Mutex
 	dead     bool
+	boot     string // names it
+	born     time.Time
 	sockets  []*socket
 	listener *memListener
 	store    *storage.Store // of the daemon that runs now
@@ -107,11 +115,15 @@ func (w *world) history() string {
 	return strings.Join(w.events, "\n")
 }
 
+// dir is where the machine's disk is, of this time or the next.
+func (m *machine) dir() string { return filepath.Join(m.w.dir, fmt.Sprintf("%s-%d", m.name, m.gen)) }
+
 // on switches the power on.
 func (m *machine) on() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	l := &life{dir: filepath.Join(m.w.dir, fmt.Sprintf("%s-%d", m.name, m.gen)), done: make(chan struct{})}
+	l := &life{dir: m.dir(), done: make(chan struct{}), boot: fmt.Sprintf("%s, power on %d", m.name, m.ons), born: time.Now()}
+	m.ons++
 	var fsys storage.FS
 	if !m.real {
 		fs, err := storagetest.NewCrashFS(l.dir)
@@ -237,6 +249,40 @@ func (m *machine) store() *storage.Store {
 	return m.life.store
 }
 
+// central is the running hub, nil when there is none.
+func (w *world) central() *hub.Hub {
+	w.hub.mu.Lock()
+	defer w.hub.mu.Unlock()
+	if w.hub.life == nil {
+		return nil
+	}
+	w.hub.life.mu.Lock()
+	defer w.hub.life.mu.Unlock()
+	return w.hub.life.central
+}
+
+// info is what the hub says of the node.
+func (w *world) info() hub.NodeInfo {
+	if h := w.central(); h != nil {
+		for _, n := range h.Nodes() {
+			if n.Node == nodeID {
+				return n
+			}
+		}
+	}
+	return hub.NodeInfo{}
+}
+
+// completeTo is up to which offset of a stream the hub is complete.
+func (w *world) completeTo(stream string) int64 {
+	for _, t := range w.info().Topics {
+		if t.Topic == stream {
+			return t.CompleteTo
+		}
+	}
+	return 0
+}
+
 // records is how many records of the devices the machine holds durably.
 func (m *machine) records() int64 {
 	s := m.store()
@@ -292,7 +338,9 @@ func (w *world) runNode(ctx context.Context, dir string, fs storage.FS, l *life,
 		}},
 		HTTP:   edge.HTTPConfig{Address: "off"},
 		FS:     fs,
-		Logger: slog.New(w.log).With("who", "node"), ClockSynced: func() bool { return true },
+		Logger: slog.New(w.log).With("who", "node"),
+		Now:    w.clock.now, ClockSynced: w.clock.synced,
+		KernelBoot: func() (string, time.Duration) { return l.boot, time.Since(l.born) },
 		PacketConn: func() (net.PacketConn, error) {
 			w.mu.Lock()
 			w.ports++ // every socket from another address, as behind a mobile network
