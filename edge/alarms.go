@@ -9,12 +9,13 @@ import (
 	"time"
 )
 
-// Alarm is something about the disk that an operator has to know now.
+// Alarm is something that an operator has to know now.
 type Alarm struct {
 	// Kind: "disk_full" (devices are refused), "disk_error" (the log takes nothing
 	// until the disk works again), "evicting" (records that the hub does not have were
 	// given up in the last ten minutes), "wear" (the medium is worn out within a year
-	// at this rate), "file_system" (multiplies small writes, or may not survive a power cut).
+	// at this rate), "file_system" (multiplies small writes, or may not survive a power cut),
+	// "refused_topic" (the hub's rules do not let this node write a topic; its records stay here).
 	Kind    string    `json:"kind"`
 	Class   string    `json:"class,omitempty"` // storage class
 	Message string    `json:"message"`
@@ -27,12 +28,13 @@ const (
 	alarmEvicting   = "evicting"
 	alarmWear       = "wear"
 	alarmFileSystem = "file_system"
+	alarmRefused    = "refused_topic"
 
 	evictingFor  = 10 * time.Minute
 	minLifeYears = 1
 )
 
-var alarmKinds = []string{alarmFull, alarmError, alarmEvicting, alarmWear, alarmFileSystem}
+var alarmKinds = []string{alarmFull, alarmError, alarmEvicting, alarmWear, alarmFileSystem, alarmRefused}
 
 // alarms remembers since when each is on, and logs when one comes or goes.
 type alarms struct {
@@ -88,6 +90,11 @@ func (n *Node) checkAlarms() []Alarm {
 	}
 	if n.fileSystem != "" {
 		add(alarmFileSystem, "", "%s", n.fileSystem)
+	}
+	if n.link != nil {
+		if refused := n.link.State().Refused; len(refused) > 0 {
+			add(alarmRefused, "", "%d topics are not taken by the hub, their records stay here: %s (%s)", len(refused), refused[0].Topic, refused[0].Reason)
+		}
 	}
 	return n.alarms.update(now, list)
 }

@@ -18,6 +18,9 @@ var (
 	mAcked      = metric{"tailrace_acked_offset", "gauge", "Everything below is durable at the hub. Standing still below durable: the link or the hub does not take data."}
 	mStart      = metric{"tailrace_start_offset", "gauge", "First record still held on this node."}
 	mLag        = metric{"tailrace_lag_records", "gauge", "Records on this node that the hub does not have yet."}
+	mLagSeconds = metric{"tailrace_lag_seconds", "gauge", "Age of the oldest record that the hub does not have yet; 0 = it has all."}
+	mWireRecs   = metric{"tailrace_wire_records_total", "counter", "Records sent to the hub since start, by topic."}
+	mWireBytes  = metric{"tailrace_wire_bytes_total", "counter", "Bytes of the frames that carried them, compressed. Over tailrace_wire_records_total: bytes per record on the wire."}
 	mLagBytes   = metric{"tailrace_lag_bytes", "gauge", "About how many bytes of batches the hub does not have yet."}
 	mRecords    = metric{"tailrace_records_total", "counter", "Records made durable since start."}
 	mCommits    = metric{"tailrace_commits_total", "counter", "Group commits since start. Records per commit is the gain of group commit."}
@@ -32,7 +35,7 @@ var (
 	mDeviceRate = metric{"tailrace_device_bytes_per_record_byte", "gauge", "Device bytes per byte of record batches since start. High on SD cards: raise commit_interval."}
 	mFsyncRate  = metric{"tailrace_fsyncs_per_minute", "gauge", "Fsyncs of segment files over the last minute."}
 	mLife       = metric{"tailrace_flash_life_years", "gauge", "What storage.endurance lasts from new at the rate since start."}
-	mAlarm      = metric{"tailrace_alarm", "gauge", "1 while the alarm is on: disk_full, disk_error, evicting, wear, file_system."}
+	mAlarm      = metric{"tailrace_alarm", "gauge", "1 while the alarm is on: disk_full, disk_error, evicting, wear, file_system, refused_topic."}
 	mReserve    = metric{"tailrace_disk_reserve_bytes", "gauge", "Bytes kept allocated so that data can be given up on a full disk; 0 while they are in use."}
 	mLost       = metric{"tailrace_lost_records_total", "counter", "Acknowledged records that this node gave up or lost since start."}
 	mRefused    = metric{"tailrace_ingest_refused_total", "counter", "Publishes and logins refused, by reason. unmatched and rule: look at the routes."}
@@ -141,6 +144,7 @@ func (n *Node) collect(e *exposition) {
 		e.add(mDurable, float64(t.Durable), l...)
 		e.add(mAcked, float64(t.Acked), l...)
 		e.add(mLag, float64(t.Lag), l...)
+		e.add(mLagSeconds, t.LagSecs, l...)
 	})
 	_, backlog := n.source.lag()
 	for _, b := range backlog {
@@ -215,6 +219,10 @@ func (n *Node) collect(e *exposition) {
 			up = 1
 		}
 		e.add(mLinkUp, up)
+		for _, w := range n.link.Wire() {
+			e.add(mWireRecs, float64(w.Records), "topic", w.Topic)
+			e.add(mWireBytes, float64(w.Wire), "topic", w.Topic)
+		}
 		e.add(mLinkRTT, l.RTT.Seconds())
 		e.add(mLinkSent, float64(l.BytesSent))
 		e.add(mLinkRedial, float64(l.Reconnects))

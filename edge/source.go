@@ -25,9 +25,11 @@ type source struct {
 	changed chan struct{} // capacity 1: something moved since it was last read
 	settle  chan struct{} // capacity 1: a loss may be settled
 
-	mu    sync.Mutex // guards the fields below
-	acked map[storage.PartitionID]*ackedOf
-	hub   wire.StoreRef // the store that welcomed this node last; zero ID = none yet
+	mu      sync.Mutex // guards the fields below
+	acked   map[storage.PartitionID]*ackedOf
+	times   map[storage.PartitionID]offsetTime
+	refused map[string]bool // topics that the hub does not take, as it said last
+	hub     wire.StoreRef   // the store that welcomed this node last; zero ID = none yet
 }
 
 // ackedOf is what the hub holds of one partition, over all epochs: offsets go on
@@ -298,20 +300,4 @@ func (s *source) settleLosses(ctx context.Context) {
 		}
 		s.logger.Info("loss is in the hub's ledger", "topic", l.Topic, "from", l.From, "to", l.To, "reason", l.Reason)
 	}
-}
-
-// lag is what the hub does not have yet, over all partitions.
-func (s *source) lag() (records int64, backlog []wire.Backlog) {
-	for _, t := range s.store.Topics() {
-		for _, p := range t.Partitions() {
-			next, acked := p.HighWatermark(), s.ackedOffset(p)
-			b := wire.Backlog{Topic: t.Name(), Partition: p.Index(), Next: next, Records: max(next-acked, 0)}
-			if held := next - p.Start(); b.Records > 0 && held > 0 {
-				b.Bytes = int64(float64(p.Bytes()) * float64(b.Records) / float64(held)) // batches are not counted singly: a share
-			}
-			records += b.Records
-			backlog = append(backlog, b)
-		}
-	}
-	return records, backlog
 }

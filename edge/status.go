@@ -80,6 +80,14 @@ type UplinkStatus struct {
 	RTTMicros  int64     `json:"rtt_us"`
 	BytesSent  int64     `json:"bytes_sent"`
 	LagRecords int64     `json:"lag_records"`
+	// Refused are the streams that the hub does not take from this node, and why.
+	Refused []RefusedStream `json:"refused_topics,omitempty"`
+}
+
+// RefusedStream is a stream that the hub does not take.
+type RefusedStream struct {
+	Topic  string `json:"topic"`
+	Reason string `json:"reason"`
 }
 
 // TopicStatus is one partition. appended >= durable >= acked.
@@ -89,8 +97,11 @@ type TopicStatus struct {
 	Start     int64     `json:"start"`
 	Appended  int64     `json:"appended"`
 	Durable   int64     `json:"durable"`
-	Acked     int64     `json:"acked"` // at the hub, without a hole; the start while the hub was not heard
-	Lag       int64     `json:"lag"`
+	Acked     int64     `json:"acked"`       // at the hub, without a hole; the start while the hub was not heard
+	Lag       int64     `json:"lag"`         // records that the hub shall have and has not
+	LagSecs   float64   `json:"lag_seconds"` // age of the oldest of them
+	Mode      string    `json:"mode"`        // in-order, live-first, on-demand, refused (by the hub)
+	Priority  int32     `json:"priority"`
 	Bytes     int64     `json:"bytes"`
 	FirstTime time.Time `json:"first_time,omitzero"`
 	LastTime  time.Time `json:"last_time,omitzero"`
@@ -161,6 +172,9 @@ func (n *Node) Status() Status {
 		l := n.link.State()
 		s.Uplink = &UplinkStatus{Connected: l.Connected, Hub: l.Hub, Since: l.Since.UTC(), LastError: l.LastError, Reconnects: l.Reconnects,
 			RTTMicros: l.RTT.Microseconds(), BytesSent: l.BytesSent, LagRecords: lag}
+		for _, r := range l.Refused {
+			s.Uplink.Refused = append(s.Uplink.Refused, RefusedStream{r.Topic, r.Reason})
+		}
 	}
 	m := n.mqtt.Stats()
 	s.MQTT = MQTTStatus{Connections: m.Connections, Sessions: m.Sessions, Subscriptions: m.Subscriptions, Published: m.Published, Refused: m.Refused, Duplicates: m.Duplicates, LoginsRefused: m.LoginsRefused, Throttled: m.Throttled}
@@ -214,7 +228,16 @@ func (n *Node) eachPartition(f func(TopicStatus)) {
 	for _, t := range n.store.Topics() {
 		for _, p := range t.Partitions() {
 			s := TopicStatus{Topic: t.Name(), Partition: p.Index(), Start: p.Start(), Acked: n.source.ackedOffset(p), Durable: p.HighWatermark(), Appended: p.Next(), Bytes: p.Bytes()}
-			s.Lag = max(s.Durable-s.Acked, 0)
+			mode, priority := n.streams.replication(t.Name())
+			if n.source.isRefused(t.Name()) {
+				mode = wire.ModeRefused
+			}
+			if s.Mode, s.Priority = mode.String(), priority; mode != wire.ModeOnDemand && mode != wire.ModeRefused {
+				b := n.source.lagOf(t.Name(), p)
+				if s.Lag = b.Records; b.OldestMS > 0 {
+					s.LagSecs = max(0, float64(n.cfg.Now().UnixMilli()-b.OldestMS)/1000)
+				}
+			}
 			if ts, ok := p.StartTime(); ok {
 				s.FirstTime = time.UnixMilli(ts).UTC()
 			}

@@ -558,6 +558,15 @@ func (r *Receiver) Refused(want uint32) {
 	}
 }
 
+// Topic names a partition of the inventory.
+func (r *Receiver) Topic(partition uint32) (topic string, ok bool) {
+	p := r.parts[partition]
+	if p == nil {
+		return "", false
+	}
+	return p.info.Topic, true
+}
+
 // Limit is the number of raw bytes that may be outstanding on a lane, and how many are.
 func (r *Receiver) Limit(lane wire.Lane) (limit, outstanding int64) {
 	l := &r.lanes[lane]

@@ -12,31 +12,44 @@ import (
 )
 
 type nodeInfo struct {
-	Node        string  `json:"node"`
-	State       string  `json:"state"`
-	Dark        bool    `json:"dark"`
-	Fenced      string  `json:"fenced"`
-	LastSeen    string  `json:"last_seen"`
-	LastSeenAgo float64 `json:"last_seen_seconds"`
-	LagRecords  int64   `json:"lag_records"`
-	LagBytes    int64   `json:"lag_bytes"`
-	LagSeconds  float64 `json:"lag_seconds"`
-	Lost        int64   `json:"lost_records"`
-	Stored      int64   `json:"stored_records"`
-	RTTSeconds  float64 `json:"rtt_seconds"`
-	OtherCopy   string  `json:"other_copy"`
-	Topics      []struct {
-		Topic            string  `json:"topic"`
-		Partition        int     `json:"partition"`
-		CentralTopic     string  `json:"central_topic"`
-		CentralPartition int     `json:"central_partition"`
-		Next             int64   `json:"next"`
-		CompleteTo       int64   `json:"complete_to"`
-		CompleteTime     string  `json:"complete_time"`
-		LagRecords       int64   `json:"lag_records"`
-		LagSeconds       float64 `json:"lag_seconds"`
-		Stored           int64   `json:"stored_records"`
-		Lost             int64   `json:"lost_records"`
+	Node        string   `json:"node"`
+	State       string   `json:"state"`
+	Dark        bool     `json:"dark"`
+	Fenced      string   `json:"fenced"`
+	LastSeen    string   `json:"last_seen"`
+	LastSeenAgo float64  `json:"last_seen_seconds"`
+	LagRecords  int64    `json:"lag_records"`
+	LagBytes    int64    `json:"lag_bytes"`
+	LagSeconds  float64  `json:"lag_seconds"`
+	Lost        int64    `json:"lost_records"`
+	Stored      int64    `json:"stored_records"`
+	RTTSeconds  float64  `json:"rtt_seconds"`
+	OtherCopy   string   `json:"other_copy"`
+	ClockOffset float64  `json:"clock_offset_seconds"`
+	Drain       *float64 `json:"drain_seconds"`
+	Refused     []struct {
+		Topic  string `json:"topic"`
+		Reason string `json:"reason"`
+	} `json:"refused_topics"`
+	Topics []struct {
+		Topic            string   `json:"topic"`
+		Partition        int      `json:"partition"`
+		CentralTopic     string   `json:"central_topic"`
+		CentralPartition int      `json:"central_partition"`
+		Next             int64    `json:"next"`
+		CompleteTo       int64    `json:"complete_to"`
+		CompleteTime     string   `json:"complete_time"`
+		LagRecords       int64    `json:"lag_records"`
+		LagSeconds       float64  `json:"lag_seconds"`
+		Stored           int64    `json:"stored_records"`
+		Lost             int64    `json:"lost_records"`
+		Mode             string   `json:"mode"`
+		Priority         int      `json:"priority"`
+		LagBytes         int64    `json:"lag_bytes"`
+		AtNode           int64    `json:"at_node_records"`
+		Drain            *float64 `json:"drain_seconds"`
+		Wire             float64  `json:"wire_bytes_per_record"`
+		Backfill         string   `json:"backfill_topic"`
 	} `json:"topics"`
 }
 
@@ -52,7 +65,11 @@ the hub has seen).
 
 --topics shows completeness: below COMPLETE TO every offset of the node's partition is at the
 hub or declared lost (tailrace losses), up to the record time beside it. So a reading that is
-not there is known not to be there, not here yet, or gone.`,
+not there is known not to be there, not here yet, or gone. HERE IN is when the lag is gone at the
+rate of the last reports ("?": it does not shrink, or two reports of the session are not in yet).
+AT NODE are records that stay at the node on purpose: of topics on demand (tailrace fetch) and of
+topics that the hub's node_rules refuse. WIRE B/REC is what a record took on the link, compressed,
+without packet headers, since the hub started.`,
 		Example: `  tailrace nodes
   tailrace nodes --topics --node node-7
   tailrace nodes -o json | jq '.nodes[] | select(.dark) | .node'
@@ -106,15 +123,22 @@ not there is known not to be there, not here yet, or gone.`,
 
 func printCompleteness(w io.Writer, ns []nodeInfo) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(tw, "NODE\tTOPIC\tCOMPLETE TO\tTIME\tOF\tLAG\tBEHIND\tSTORED\tLOST\tCENTRAL PARTITION")
+	fmt.Fprintln(tw, "NODE\tTOPIC\tMODE\tCOMPLETE TO\tTIME\tOF\tLAG\tLAG BYTES\tBEHIND\tHERE IN\tAT NODE\tSTORED\tLOST\tWIRE B/REC\tCENTRAL PARTITION")
 	for _, n := range ns {
 		for _, t := range n.Topics {
 			central := "-"
 			if t.CentralTopic != "" {
 				central = fmt.Sprintf("%s/%d", t.CentralTopic, t.CentralPartition)
+				if t.Backfill != "" {
+					central += ", gaps in " + t.Backfill
+				}
 			}
-			fmt.Fprintf(tw, "%s\t%s/%d\t%d\t%s\t%d\t%d\t%s\t%d\t%d\t%s\n", n.Node, t.Topic, t.Partition, t.CompleteTo, dash(t.CompleteTime), t.Next,
-				t.LagRecords, seconds(t.LagSeconds), t.Stored, t.Lost, central)
+			mode := t.Mode
+			if t.Priority != 0 {
+				mode += fmt.Sprintf(" %+d", t.Priority)
+			}
+			fmt.Fprintf(tw, "%s\t%s/%d\t%s\t%d\t%s\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%.1f\t%s\n", n.Node, t.Topic, t.Partition, dash(mode), t.CompleteTo, dash(t.CompleteTime), t.Next,
+				t.LagRecords, byteSize(t.LagBytes), seconds(t.LagSeconds), drain(t.LagRecords, t.Drain), t.AtNode, t.Stored, t.Lost, t.Wire, central)
 		}
 	}
 	return tw.Flush()
@@ -122,14 +146,14 @@ func printCompleteness(w io.Writer, ns []nodeInfo) error {
 
 func printNodes(w io.Writer, ns []nodeInfo) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(tw, "NODE\tSTATE\tLAST SEEN\tSTORED\tLAG\tLAG BYTES\tBEHIND\tLOST\tRTT")
+	fmt.Fprintln(tw, "NODE\tSTATE\tLAST SEEN\tSTORED\tLAG\tLAG BYTES\tBEHIND\tHERE IN\tLOST\tRTT\tCLOCK OFFSET")
 	for _, n := range ns {
 		seen := "never" // its records came in a bundle
 		if n.LastSeen != "" {
 			seen = seconds(n.LastSeenAgo) + " ago"
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%d\t%s\n", n.Node, n.State, seen, n.Stored,
-			n.LagRecords, byteSize(n.LagBytes), seconds(n.LagSeconds), n.Lost, seconds(n.RTTSeconds))
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%d\t%s\t%s\n", n.Node, n.State, seen, n.Stored,
+			n.LagRecords, byteSize(n.LagBytes), seconds(n.LagSeconds), drain(n.LagRecords, n.Drain), n.Lost, seconds(n.RTTSeconds), seconds(n.ClockOffset))
 	}
 	if err := tw.Flush(); err != nil {
 		return err
@@ -137,6 +161,9 @@ func printNodes(w io.Writer, ns []nodeInfo) error {
 	for _, n := range ns {
 		if n.Fenced != "" {
 			fmt.Fprintf(w, "%s is fenced: %s\n", n.Node, n.Fenced)
+		}
+		for _, r := range n.Refused {
+			fmt.Fprintf(w, "%s: topic %s is not taken: %s\n", n.Node, r.Topic, r.Reason)
 		}
 		if n.OtherCopy != "" {
 			fmt.Fprintf(w, "%s: another machine with this name is refused, %s\n", n.Node, n.OtherCopy)
@@ -147,6 +174,17 @@ func printNodes(w io.Writer, ns []nodeInfo) error {
 		return err
 	}
 	return nil
+}
+
+// drain is when a lag is gone.
+func drain(lag int64, s *float64) string {
+	switch {
+	case lag == 0:
+		return "-"
+	case s == nil:
+		return "?"
+	}
+	return seconds(*s)
 }
 
 // darkError is the exit status: an error naming every node that needs a look.

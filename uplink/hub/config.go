@@ -36,7 +36,10 @@ type Config struct {
 
 	Nodes   []string      `yaml:"nodes"`   // globs of node ids that may connect; none = every certificate of the CA
 	Classes []ClassConfig `yaml:"classes"` // storage classes; default one, "data"
-	Topics  []TopicConfig `yaml:"topics"`  // how topics are made; default every name, 4 partitions, kept for ever
+	// NodeRules says what each node may write; none = every node every topic.
+	NodeRules []NodeRule `yaml:"node_rules"`
+
+	Topics []TopicConfig `yaml:"topics"` // how topics are made; default every name, 4 partitions, kept for ever
 
 	// Set by the program, not by the file.
 	Logger     *slog.Logger     `yaml:"-"` // nil = discard
@@ -296,6 +299,7 @@ func (c Config) Validate() error {
 			}
 		}
 	}
+	validateNodeRules(c.NodeRules, bad)
 	for i, t := range c.Topics {
 		if _, err := path.Match(t.Match, "x"); err != nil || t.Match == "" {
 			bad("topics[%d]: match %q is not a pattern", i, t.Match)

@@ -16,16 +16,20 @@ func (f fleet) Nodes() []console.Node {
 		seen, _ := parseStamp(n.LastSeen) // our own format
 		c := console.Node{Name: n.Node, State: n.State, Fenced: n.Fenced, Software: n.Software, Remote: n.Remote, Epoch: n.Epoch, Dark: n.Dark,
 			LastSeen: time.UnixMilli(seen), RTT: time.Duration(n.RTTSeconds * float64(time.Second)),
-			LagRecords: n.LagRecords, LagBytes: n.LagBytes, LagSeconds: n.LagSeconds, Stored: n.Stored, Lost: n.Lost, Forks: n.Forks}
+			LagRecords: n.LagRecords, LagBytes: n.LagBytes, LagSeconds: n.LagSeconds, Stored: n.Stored, Lost: n.Lost, Forks: n.Forks, DrainSeconds: n.DrainSeconds, ClockOffset: time.Duration(n.ClockOffset * float64(time.Second))}
 		if s := n.Status; s != nil {
 			c.Devices, c.DiskBytes, c.DiskBudget, c.Notes = s.Devices, s.DiskBytes, s.DiskBudget, s.Notes
+		}
+		for _, r := range n.Refused {
+			c.Notes = append(c.Notes, "topic "+r.Topic+" is not taken: "+r.Reason)
 		}
 		if n.OtherCopy != "" {
 			c.Notes = append(c.Notes, "another machine with this name is refused, "+n.OtherCopy)
 		}
 		for _, t := range n.Topics {
 			c.Topics = append(c.Topics, console.NodeTopic{Topic: t.Topic, Partition: t.Partition, CentralTopic: t.CentralTopic, CentralPartition: t.CentralPartition,
-				CompleteTo: t.CompleteTo, Next: t.Next, CompleteTime: t.CompleteTime, LagRecords: t.LagRecords, LagSeconds: t.LagSeconds, Stored: t.Stored, Lost: t.Lost})
+				CompleteTo: t.CompleteTo, Next: t.Next, CompleteTime: t.CompleteTime, LagRecords: t.LagRecords, LagSeconds: t.LagSeconds, Stored: t.Stored, Lost: t.Lost,
+				Mode: t.Mode, Priority: t.Priority, AtNode: t.AtNode, Backfill: t.BackfillTopic, DrainSeconds: t.DrainSeconds, WirePerRecord: t.WirePerRecord})
 		}
 		out = append(out, c)
 	}

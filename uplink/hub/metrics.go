@@ -12,6 +12,7 @@ import (
 	"github.com/VictoriaMetrics/metrics"
 
 	"tailrace/storage/storehttp"
+	"tailrace/uplink/wire"
 )
 
 // family is one metric as it is exposed. help tells an operator what to
@@ -26,6 +27,7 @@ var families = []family{
 	{"tailrace_node_connected", "gauge", "1 while a node has a session. 0 for long: the node is dark, see tailrace_node_last_contact_timestamp_seconds."},
 	{"tailrace_node_last_contact_timestamp_seconds", "gauge", "When a node was last heard. Alert when it is older than three times the node's habit."},
 	{"tailrace_node_fenced", "gauge", "1 while a node is refused because its log is a copy; somebody must look."},
+	{"tailrace_node_refused_topics", "gauge", "Topics of a node that node_rules do not let it write. Above 0: a node is misconfigured, or not what it says."},
 	{"tailrace_node_rtt_seconds", "gauge", "Round trip to a connected node."},
 	{"tailrace_node_clock_offset_seconds", "gauge", "Node's clock minus the hub's. Far from 0: its timestamps are not to be trusted."},
 	{"tailrace_node_disk_bytes", "gauge", "Bytes of a node's log, as last reported."},
@@ -35,6 +37,10 @@ var families = []family{
 	{"tailrace_lag_records", "gauge", "Records a node has that are not here, by topic. Not shrinking while connected: the link is too slow or stuck."},
 	{"tailrace_lag_bytes", "gauge", "Bytes a node reported as not here, by topic."},
 	{"tailrace_lag_seconds", "gauge", "Age of the oldest record of a node that is not here, by topic; 0 = nothing is missing."},
+	{"tailrace_lag_drain_seconds", "gauge", "When the lag of a node and topic is gone at the rate of the last reports, 0 = there is none. No series while it does not shrink."},
+	{"tailrace_at_node_records", "gauge", "Records of a node and topic that are not here on purpose: on demand, or refused. Not in tailrace_lag_records."},
+	{"tailrace_wire_records_total", "counter", "Records received by node and topic since start."},
+	{"tailrace_wire_bytes_total", "counter", "Bytes of the frames that carried them, compressed. Over tailrace_wire_records_total: bytes per record on the wire."},
 	{"tailrace_complete_timestamp_seconds", "gauge", "Largest record time stored of a node and topic: complete to this time when tailrace_lag_records is 0."},
 	{"tailrace_lost_records_total", "counter", "Records declared lost, by node, topic and reason. Any increase is a loss of data; GET /api/v1/losses tells which."},
 	{"tailrace_hub_records_total", "counter", "Records of nodes made durable since start."},
@@ -132,6 +138,7 @@ func (m *hubMetrics) collect() map[string][]sample {
 		h.nodes.mu.Unlock()
 		add("tailrace_node_last_contact_timestamp_seconds", float64(seen)/1000, l...)
 		add("tailrace_node_fenced", b2f(n.Fenced != ""), l...)
+		add("tailrace_node_refused_topics", float64(len(n.Refused)), l...)
 		if !n.Dark {
 			add("tailrace_node_rtt_seconds", n.RTTSeconds, l...)
 			add("tailrace_node_clock_offset_seconds", n.ClockOffset, l...)
@@ -147,6 +154,14 @@ func (m *hubMetrics) collect() map[string][]sample {
 			add("tailrace_lag_records", float64(t.LagRecords), l...)
 			add("tailrace_lag_bytes", float64(t.LagBytes), l...)
 			add("tailrace_lag_seconds", t.LagSeconds, l...)
+			if t.DrainSeconds != nil {
+				add("tailrace_lag_drain_seconds", *t.DrainSeconds, l...)
+			}
+			if t.AtNode > 0 || t.Mode == wire.ModeOnDemand.String() {
+				add("tailrace_at_node_records", float64(t.AtNode), l...)
+			}
+			add("tailrace_wire_records_total", float64(t.WireRecords), l...)
+			add("tailrace_wire_bytes_total", float64(t.WireBytes), l...)
 			if ms, err := parseStamp(t.CompleteTime); err == nil {
 				add("tailrace_complete_timestamp_seconds", float64(ms)/1000, l...)
 			}
@@ -225,6 +240,10 @@ func perTopic(list []NodeTopicInfo) []NodeTopicInfo {
 			o.LagRecords += t.LagRecords
 			o.LagBytes += t.LagBytes
 			o.LagSeconds = max(o.LagSeconds, t.LagSeconds)
+			o.AtNode += t.AtNode
+			if o.DrainSeconds != nil && (t.DrainSeconds == nil || *t.DrainSeconds > *o.DrainSeconds) {
+				o.DrainSeconds = t.DrainSeconds
+			}
 			o.CompleteTime = max(o.CompleteTime, t.CompleteTime) // RFC 3339 in UTC sorts by time
 			continue
 		}

@@ -25,21 +25,25 @@ type nodeTable struct {
 }
 
 type node struct {
-	saved     savedNode
-	sessions  int       // sessions between Connected and Disconnected
-	endedAt   time.Time // of the last session
-	info      link.SessionInfo
-	boot      wire.ID
-	sequence  uint64
-	answered  bool      // the boot has said something after its Hello
-	displaced []wire.ID // boots that a later one took over from, newest last; at most maxDisplaced
-	status    wire.Status
-	statusAt  time.Time
-	forks     []string           // partitions whose log is not the one stored here
-	refused   map[wire.ID]string // boots whose log is another copy, and why; at most maxDisplaced
-	other     string             // why another machine of this name was refused last, while this one was connected
-	otherAt   time.Time
-	savedAt   time.Time
+	saved         savedNode
+	sessions      int       // sessions between Connected and Disconnected
+	endedAt       time.Time // of the last session
+	info          link.SessionInfo
+	boot          wire.ID
+	sequence      uint64
+	answered      bool      // the boot has said something after its Hello
+	displaced     []wire.ID // boots that a later one took over from, newest last; at most maxDisplaced
+	status        wire.Status
+	statusAt      time.Time
+	refusedTopics map[string]string  // of its last inventory: what is not taken, and why
+	forks         []string           // partitions whose log is not the one stored here
+	refused       map[wire.ID]string // boots whose log is another copy, and why; at most maxDisplaced
+	other         string             // why another machine of this name was refused last, while this one was connected
+	otherAt       time.Time
+	wire          map[string]*link.WireCount // by topic, since the hub's start
+	drains        map[assignKey]*drain       // without the node; since its session began
+	drainedAt     time.Time                  // of the last report
+	savedAt       time.Time
 }
 
 const (
@@ -72,6 +76,9 @@ type savedPartition struct {
 	MaxTime   int64  `cbor:"5,keyasint,omitempty"`
 	Bytes     int64  `cbor:"6,keyasint,omitempty"`
 	Oldest    int64  `cbor:"7,keyasint,omitempty"` // ms since 1970 of the oldest record the hub lacks
+
+	Mode     wire.Mode `cbor:"8,keyasint,omitempty"`
+	Priority int32     `cbor:"9,keyasint,omitempty"`
 }
 
 func (n *node) partition(topic string, partition int) *savedPartition {
@@ -143,7 +150,7 @@ func (h *Hub) saveNode(ctx context.Context, id string, wait bool) error {
 func (n *node) takeInventory(inv wire.Inventory) {
 	list := make([]savedPartition, 0, len(inv.Partitions))
 	for _, p := range inv.Partitions {
-		list = append(list, savedPartition{Topic: p.Topic, Partition: p.Partition, Start: p.Start, Next: p.Next, MaxTime: p.MaxTime, Bytes: p.Bytes})
+		list = append(list, savedPartition{Topic: p.Topic, Partition: p.Partition, Start: p.Start, Next: p.Next, MaxTime: p.MaxTime, Bytes: p.Bytes, Mode: p.Mode, Priority: p.Priority})
 	}
 	n.saved.Partitions = list
 }
@@ -151,6 +158,7 @@ func (n *node) takeInventory(inv wire.Inventory) {
 // takeStatus notes a report. Called with mu held.
 func (n *node) takeStatus(st wire.Status, now time.Time) {
 	n.status, n.statusAt = st, now
+	n.takeDrains(st, now)
 	for i := range n.saved.Partitions { // what is not reported has no backlog
 		n.saved.Partitions[i].Oldest, n.saved.Partitions[i].Bytes = 0, 0
 	}
@@ -165,34 +173,37 @@ func (n *node) takeStatus(st wire.Status, now time.Time) {
 
 // NodeInfo is a node as GET /api/v1/nodes shows it.
 type NodeInfo struct {
-	Node        string          `json:"node"`
-	State       string          `json:"state"` // "connected", "dark" (no session, or silent for darkAfter), "fenced"
-	Dark        bool            `json:"dark"`
-	Fenced      string          `json:"fenced,omitempty"` // why nothing is taken from it, and what to do
-	FirstSeen   string          `json:"first_seen"`
-	LastSeen    string          `json:"last_seen"`
-	LastSeenAgo float64         `json:"last_seen_seconds"` // seconds ago; means nothing without last_seen
-	Remote      string          `json:"remote,omitempty"`
-	Software    string          `json:"software,omitempty"`
-	Since       string          `json:"connected_since,omitempty"`
-	StoreID     string          `json:"store_id"`
-	Epoch       string          `json:"epoch,omitempty"` // the node's current one
-	Epochs      int             `json:"epochs"`
-	Boot        string          `json:"boot,omitempty"`
-	RTTSeconds  float64         `json:"rtt_seconds,omitempty"`
-	ClockOffset float64         `json:"clock_offset_seconds,omitempty"` // node's clock minus the hub's
-	LagRecords  int64           `json:"lag_records"`
-	LagBytes    int64           `json:"lag_bytes"`   // as the node last reported
-	LagSeconds  float64         `json:"lag_seconds"` // age of the oldest record that is not here, 0 = none
-	Lost        int64           `json:"lost_records"`
-	Stored      int64           `json:"stored_records"`
-	RecordsIn   int64           `json:"session_records"`
-	BytesIn     int64           `json:"session_bytes"`
-	WireBytes   int64           `json:"session_wire_bytes"`
-	Status      *NodeStatusInfo `json:"status,omitempty"`     // last report
-	OtherCopy   string          `json:"other_copy,omitempty"` // another machine uses this node's name and is refused: when and why
-	Forks       []string        `json:"forks,omitempty"`      // partitions that are not asked for: their log is not the one stored here
-	Topics      []NodeTopicInfo `json:"topics"`
+	Node        string  `json:"node"`
+	State       string  `json:"state"` // "connected", "dark" (no session, or silent for darkAfter), "fenced"
+	Dark        bool    `json:"dark"`
+	Fenced      string  `json:"fenced,omitempty"` // why nothing is taken from it, and what to do
+	FirstSeen   string  `json:"first_seen"`
+	LastSeen    string  `json:"last_seen"`
+	LastSeenAgo float64 `json:"last_seen_seconds"` // seconds ago; means nothing without last_seen
+	Remote      string  `json:"remote,omitempty"`
+	Software    string  `json:"software,omitempty"`
+	Since       string  `json:"connected_since,omitempty"`
+	StoreID     string  `json:"store_id"`
+	Epoch       string  `json:"epoch,omitempty"` // the node's current one
+	Epochs      int     `json:"epochs"`
+	Boot        string  `json:"boot,omitempty"`
+	RTTSeconds  float64 `json:"rtt_seconds,omitempty"`
+	ClockOffset float64 `json:"clock_offset_seconds,omitempty"` // node's clock minus the hub's
+	LagRecords  int64   `json:"lag_records"`
+	LagBytes    int64   `json:"lag_bytes"`   // as the node last reported
+	LagSeconds  float64 `json:"lag_seconds"` // age of the oldest record that is not here, 0 = none
+	// DrainSeconds is when all lag is gone; null = not known, see the topics.
+	DrainSeconds *float64        `json:"drain_seconds"`
+	Lost         int64           `json:"lost_records"`
+	Stored       int64           `json:"stored_records"`
+	RecordsIn    int64           `json:"session_records"`
+	BytesIn      int64           `json:"session_bytes"`
+	WireBytes    int64           `json:"session_wire_bytes"`
+	Status       *NodeStatusInfo `json:"status,omitempty"`         // last report
+	Refused      []RefusedTopic  `json:"refused_topics,omitempty"` // the node may not write them here; everything else goes on
+	OtherCopy    string          `json:"other_copy,omitempty"`     // another machine uses this node's name and is refused: when and why
+	Forks        []string        `json:"forks,omitempty"`          // partitions that are not asked for: their log is not the one stored here
+	Topics       []NodeTopicInfo `json:"topics"`
 }
 
 // NodeStatusInfo is the last report of a node.
@@ -218,14 +229,29 @@ type NodeTopicInfo struct {
 	Partition        int     `json:"partition"`
 	CentralTopic     string  `json:"central_topic"`
 	CentralPartition int     `json:"central_partition"`
-	Next             int64   `json:"next"`                    // one past the node's last durable offset, as last heard
-	CompleteTo       int64   `json:"complete_to"`             // every offset below is stored or declared lost
-	CompleteTime     string  `json:"complete_time,omitempty"` // largest record time stored
+	Mode             string  `json:"mode"`                     // in-order, live-first, on-demand, refused
+	Priority         int32   `json:"priority"`                 // 1 and above: urgent
+	BackfillTopic    string  `json:"backfill_topic,omitempty"` // of a live-first topic: where its gaps are
+	Backfilled       int64   `json:"backfilled_records"`       // of stored_records, in backfill_topic
+	Next             int64   `json:"next"`                     // one past the node's last durable offset, as last heard
+	CompleteTo       int64   `json:"complete_to"`              // every offset below is stored or declared lost
+	CompleteTime     string  `json:"complete_time,omitempty"`  // largest record time stored
 	LagRecords       int64   `json:"lag_records"`
 	LagBytes         int64   `json:"lag_bytes"`
 	LagSeconds       float64 `json:"lag_seconds"`
+	AtNode           int64   `json:"at_node_records"` // not here on purpose: on demand, or refused; not in lag_records
 	Stored           int64   `json:"stored_records"`
 	Lost             int64   `json:"lost_records"`
+
+	// DrainSeconds is when the lag is gone at the rate of the last reports; null = not at this
+	// rate, or not known, 0 = there is none.
+	DrainSeconds *float64 `json:"drain_seconds"`
+
+	// What the topic took on the wire since the hub started, all partitions together: records
+	// received, and bytes of the frames that carried them, compressed.
+	WireRecords   int64   `json:"wire_records"`
+	WireBytes     int64   `json:"wire_bytes"`
+	WirePerRecord float64 `json:"wire_bytes_per_record"`
 }
 
 // Nodes describes every node ever seen, by name.
@@ -283,6 +309,7 @@ func (h *Hub) describe(id string, n *node, now time.Time) NodeInfo {
 	if n.other != "" {
 		info.OtherCopy = stamp(n.otherAt.UnixMilli()) + ": " + n.other
 	}
+	info.Refused = refusedList(n.refusedTopics)
 	epochs := h.central.Epochs(id)
 	info.Epochs = len(epochs)
 	if len(epochs) > 0 {
@@ -295,11 +322,19 @@ func (h *Hub) describe(id string, n *node, now time.Time) NodeInfo {
 			Dropped: s.Dropped, ClockTrusted: s.Clock.Trusted, Notes: slices.Clone(s.Notes)}
 	}
 	info.Topics = h.topicInfos(id, n, epochs, now)
+	info.DrainSeconds = new(float64)
 	for _, t := range info.Topics {
 		info.LagRecords += t.LagRecords
 		info.LagBytes += t.LagBytes
 		info.LagSeconds = max(info.LagSeconds, t.LagSeconds)
 		info.Stored += t.Stored
+		if t.LagRecords > 0 && info.DrainSeconds != nil {
+			if t.DrainSeconds == nil {
+				info.DrainSeconds = nil
+			} else {
+				*info.DrainSeconds = max(*info.DrainSeconds, *t.DrainSeconds)
+			}
+		}
 	}
 	return info
 }
@@ -323,6 +358,7 @@ func (h *Hub) topicInfos(id string, n *node, epochs []wire.EpochInfo, now time.T
 		t := get(p.Topic, p.Partition)
 		t.CentralTopic, t.CentralPartition = p.Central.Topic, p.Central.Partition
 		t.Stored += p.Stored
+		t.Backfilled += p.Backfill
 		t.Lost += p.Held.Count() - p.Stored
 		maxTime[t] = max(maxTime[t], p.MaxTime)
 	}
@@ -337,7 +373,17 @@ func (h *Hub) topicInfos(id string, n *node, epochs []wire.EpochInfo, now time.T
 			continue
 		}
 		t.Next = max(s.Next, t.CompleteTo) // more may have come since it reported
-		if t.LagRecords = max(0, s.Next-s.Start-held.Within(s.Start, s.Next).Count()); t.LagRecords > 0 {
+		t.Priority, t.Mode = s.Priority, s.Mode.String()
+		missing := max(0, s.Next-s.Start-held.Within(s.Start, s.Next).Count())
+		switch {
+		case n.refusedTopics[t.Topic] != "":
+			t.Mode, t.AtNode, missing = wire.ModeRefused.String(), missing, 0
+		case s.Mode == wire.ModeOnDemand:
+			t.AtNode, missing = missing, 0
+		case s.Mode == wire.ModeLiveFirst || t.Backfilled > 0:
+			t.BackfillTopic = companionOf(t.Topic)
+		}
+		if t.LagRecords = missing; t.LagRecords > 0 {
 			t.LagBytes = s.Bytes
 			oldest := cmp.Or(s.Oldest, maxTime[t])
 			if oldest > 0 {
@@ -351,7 +397,17 @@ func (h *Hub) topicInfos(id string, n *node, epochs []wire.EpochInfo, now time.T
 			t.CompleteTime = stamp(ms)
 		}
 	}
-	for _, t := range byKey {
+	for k, t := range byKey {
+		var d *drain
+		if n.sessions > 0 {
+			d = n.drains[k]
+		}
+		t.DrainSeconds = d.seconds(t.LagRecords)
+		if w := n.wire[k.topic]; w != nil {
+			if t.WireRecords, t.WireBytes = w.Records.Load(), w.Wire.Load(); t.WireRecords > 0 {
+				t.WirePerRecord = float64(t.WireBytes) / float64(t.WireRecords)
+			}
+		}
 		out = append(out, *t)
 	}
 	slices.SortFunc(out, func(a, b NodeTopicInfo) int {

@@ -305,7 +305,11 @@ func (s sink) plan(ctx context.Context, id string, inv wire.Inventory) (link.Pla
 	for i := range inv.Partitions {
 		topics[inv.Partitions[i].Topic] = true
 	}
+	plan.Refused = s.refusals(id, inv)
 	for _, p := range inv.Partitions {
+		if plan.Refused[p.Topic] != "" {
+			continue
+		}
 		mode, why := s.effectiveMode(p, func(topic string) bool { return topics[topic] })
 		s.h.central.setOrder(assignKey{id, p.Topic, p.Partition}, orderOf(mode))
 		if mode != p.Mode {
@@ -320,6 +324,11 @@ func (s sink) plan(ctx context.Context, id string, inv wire.Inventory) (link.Pla
 }
 
 func (s sink) Append(ctx context.Context, o wire.Origin, batches []byte, done func(uplink.RangeSet, error)) {
+	if err := s.mayWrite(o); err != nil {
+		s.appendFailed(o, err)
+		done(nil, err)
+		return
+	}
 	s.h.central.Append(ctx, o, batches, func(held uplink.RangeSet, err error) {
 		if err != nil {
 			s.appendFailed(o, err)
@@ -340,6 +349,9 @@ func (s sink) appendFailed(o wire.Origin, err error) {
 }
 
 func (s sink) Declare(ctx context.Context, o wire.Origin, gaps []wire.Gap) (uplink.RangeSet, error) {
+	if err := s.mayWrite(o); err != nil {
+		return nil, err
+	}
 	held, err := s.h.central.Declare(ctx, o, gaps)
 	if err != nil {
 		s.appendFailed(o, err)
@@ -401,6 +413,7 @@ func (s sink) Connected(id string, info link.SessionInfo) {
 	n := s.h.nodes.get(id, now)
 	n.sessions++
 	n.info = info
+	n.drains = nil // a rate over an outage says nothing
 	n.saved.LastSeen, n.saved.Remote = now.UnixMilli(), info.Remote
 	s.h.nodes.mu.Unlock()
 	s.h.log.Info("node connected", "node", id, "remote", info.Remote, "software", info.Software)

@@ -21,11 +21,12 @@ type ClientState struct {
 	LastError     string
 	Reconnects    int64
 	RTT           time.Duration
-	ClockOffset   time.Duration // hub's clock minus ours
-	BytesSent     int64         // of this session, as QUIC packets
-	InFlightBytes int64         // raw bytes sent and not durable at the hub
-	SendErrors    int64         // socket errors treated as lost packets
-	AckedRecords  int64         // offsets, gaps included
+	ClockOffset   time.Duration  // hub's clock minus ours
+	BytesSent     int64          // of this session, as QUIC packets
+	InFlightBytes int64          // raw bytes sent and not durable at the hub
+	SendErrors    int64          // socket errors treated as lost packets
+	AckedRecords  int64          // offsets, gaps included
+	Refused       []RefusedTopic // what the hub does not take from this node, as it said last
 }
 
 // NodeState is one connected node, as the hub sees it.

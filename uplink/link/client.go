@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,9 +25,11 @@ type Client struct {
 	command  chan struct{} // capacity 1: held while a command runs
 	sequence uint64        // owned by Run
 
-	mu    sync.Mutex // guards the following
-	state ClientState
-	live  map[*session]struct{} // at most two: the one in use and the one that replaces it
+	mu      sync.Mutex // guards the following
+	state   ClientState
+	refused []RefusedTopic
+	wire    meters // has a lock of its own
+	live    map[*session]struct{} // at most two: the one in use and the one that replaces it
 }
 
 // NewClient checks the configuration; it starts nothing.
@@ -55,6 +58,7 @@ func (c *Client) LinkUp() {
 func (c *Client) State() ClientState {
 	c.mu.Lock()
 	st := c.state
+	st.Refused = slices.Clone(c.refused)
 	var cur *session
 	for s := range c.live {
 		if s.id == st.Session {
@@ -171,6 +175,7 @@ func (c *Client) register(s *session) {
 	c.mu.Lock()
 	c.live[s] = struct{}{}
 	c.mu.Unlock()
+	c.setRefused(nil) // said anew
 }
 
 func (c *Client) unregister(s *session) {

@@ -21,16 +21,17 @@ var firstCredit = [wire.Lanes]int64{64 << 10, 32 << 10, 256 << 10}
 // accepts data streams, one a stream reads data; while there is something to do, one
 // writes control and one appends to the Sink, in the order in which the Receiver delivers.
 type hubSession struct {
-	s       *Server
-	conn    carrier
-	control controlStream
-	reader  *wire.Reader
-	node    string
-	hello   *wire.Hello
-	plan    Plan
-	info    SessionInfo
-	storeID wire.ID
-	epoch   int32
+	s        *Server
+	conn     carrier
+	control  controlStream
+	reader   *wire.Reader
+	node     string
+	hello    *wire.Hello
+	plan     Plan
+	refusals wire.Message // of the first plan; nil = none
+	info     SessionInfo
+	storeID  wire.ID
+	epoch    int32
 
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
@@ -43,6 +44,8 @@ type hubSession struct {
 	clockOffset             atomic.Int64
 
 	mu        sync.Mutex // guards the following
+	meters    map[uint32]*WireCount
+	refusing  bool // the node was told of refused topics
 	recv      *uplink.Receiver
 	queue     []wire.Message // to write
 	writing   bool
@@ -73,7 +76,7 @@ func newHubSession(s *Server, conn carrier, st controlStream, r *wire.Reader, no
 		credit[l] = min(credit[l], s.cfg.Credit[l])
 	}
 	hs.recv = uplink.NewReceiver(uplink.ReceiverConfig{Node: node, Credit: credit, Split: s.cfg.Split}, h.Inventory)
-	hs.recv.Plan(h.Inventory, plan.Progress, plan.Mode, plan.Rate)
+	hs.refusals = hs.planned(&h.Inventory, &plan)
 	return hs
 }
 
@@ -102,6 +105,9 @@ func (hs *hubSession) run(ctx context.Context) error {
 	defer stop()
 	hs.s.cfg.Sink.Connected(hs.node, hs.info)
 	msgs := []wire.Message{hs.welcome()}
+	if hs.refusals != nil {
+		msgs = append(msgs, hs.refusals)
+	}
 	if hs.plan.Config != nil {
 		msgs = append(msgs, hs.plan.Config)
 	}
@@ -235,7 +241,7 @@ func (hs *hubSession) handle(m wire.Message) error {
 	switch m := m.(type) {
 	case *wire.Heartbeat:
 		now := time.Now()
-		if !m.Reply {
+		if !m.Reply && !m.Quiet {
 			hs.clockOffset.Store(m.Clock.UnixNano + int64(hs.conn.ConnectionStats().SmoothedRTT/2) - now.UnixNano())
 			hs.send(&wire.Heartbeat{Sequence: m.Sequence, Sent: m.Sent, Reply: true, Clock: wire.Clock{UnixNano: now.UnixNano(), Trusted: true}, Pad: make([]byte, wire.HeartbeatPad)})
 		}
@@ -253,8 +259,11 @@ func (hs *hubSession) handle(m wire.Message) error {
 			return fmt.Errorf("plan for new partitions: %w", err)
 		}
 		hs.mu.Lock()
-		hs.recv.Plan(*m, plan.Progress, plan.Mode, plan.Rate)
+		refusals := hs.planned(m, &plan)
 		hs.mu.Unlock()
+		if refusals != nil {
+			hs.send(refusals)
+		}
 		hs.kick()
 	case *wire.GapReport:
 		return hs.declare(m)

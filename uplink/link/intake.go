@@ -103,8 +103,15 @@ func (hs *hubSession) readStream(st io.Reader) error {
 		}
 		hs.lastHeard.Store(time.Now().UnixNano())
 		hs.raw.Add(int64(len(batches)))
-		hs.wireBytes.Add(fr.WireBytes - seen)
+		wireBytes := fr.WireBytes - seen
+		hs.wireBytes.Add(wireBytes)
 		seen = fr.WireBytes
+		hs.mu.Lock()
+		meter := hs.meter(h.Partition)
+		hs.mu.Unlock()
+		if meter != nil {
+			meter.add(h.Count, int64(len(batches)), wireBytes)
+		}
 		if err := hs.take(lane, h, batches, buf); err != nil {
 			return err
 		}

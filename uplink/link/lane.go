@@ -127,6 +127,7 @@ func (w *worker) do(ctx context.Context, j uplink.Job) error {
 	out, err := w.fw.Append(out, f.Header, f.Batches)
 	if err == nil {
 		s.sizeFrames(w.lane, len(f.Batches), len(out)-at)
+		s.c.wire.of(j.Topic).add(f.Header.Count, int64(len(f.Batches)), int64(len(out)-at))
 		err = w.write(ctx, out)
 	}
 	w.out = out

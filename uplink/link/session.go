@@ -445,6 +445,8 @@ func (s *session) handle(m wire.Message) error {
 			now := time.Now().UnixNano()
 			s.clockOffset.Store(m.Clock.UnixNano - (m.Sent + (now-m.Sent)/2))
 		}
+	case *wire.Refusals:
+		s.refused(m)
 	case *wire.Config:
 		if c.cfg.OnConfig != nil {
 			c.cfg.OnConfig(*m)

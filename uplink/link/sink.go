@@ -69,6 +69,8 @@ type Plan struct {
 	Progress []uplink.Progress
 	// Mode overrides the mode that the inventory names, by topic.
 	Mode map[string]wire.Mode
+	// Refused are topics of which nothing is asked for and nothing taken, and why. The node is told.
+	Refused map[string]string
 	// Rate limits bytes per second by lane, 0 = none.
 	Rate [wire.Lanes]uint64
 	// Config is sent after Welcome; nil = nothing to say.

@@ -61,6 +61,15 @@ func check(m Message) error {
 				return err
 			}
 		}
+	case *Refusals:
+		if len(m.Refused) > MaxPartitions {
+			return bad("%d partitions", len(m.Refused))
+		}
+		for i := range m.Refused {
+			if len(m.Refused[i].Reason) > 512 {
+				return bad("a reason of %d bytes", len(m.Refused[i].Reason))
+			}
+		}
 	case *Fork:
 		if m.Offset < 0 || m.Next < 0 {
 			return bad("negative offset")

@@ -56,6 +56,8 @@ func newMessage(t Type) Message {
 		return new(Ack)
 	case TypeGap:
 		return new(GapReport)
+	case TypeRefusals:
+		return new(Refusals)
 	case TypeFork:
 		return new(Fork)
 	case TypeStatus:

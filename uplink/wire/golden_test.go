@@ -49,6 +49,7 @@ func samples() map[string]wire.Message {
 		"commandresult": &wire.CommandResult{ID: 1, Error: "no", Body: []byte{1}},
 		"heartbeat":     &wire.Heartbeat{Sequence: 4, Sent: 5, Reply: true, Clock: clock, Pad: make([]byte, wire.HeartbeatPad)},
 		"drain":         &wire.Drain{Reason: "upgrade", Hubs: []string{"b:7443"}, RetryAfterMS: 5000},
+		"refusals":      &wire.Refusals{Refused: []wire.Refusal{{Partition: 3, Reason: "no rule allows it"}}},
 		"error":         &wire.Error{Code: wire.CodeFenced, Message: "a clone", RetryAfterMS: 60000, Want: 3},
 	}
 }
@@ -58,7 +59,7 @@ func TestEveryTypeHasASample(t *testing.T) {
 	for _, m := range samples() {
 		seen[m.Type()] = true
 	}
-	for n := wire.TypeHello; n <= wire.TypeError; n++ {
+	for n := wire.TypeHello; n <= wire.TypeRefusals; n++ {
 		if !seen[n] {
 			t.Errorf("no sample of message type %d", n)
 		}
@@ -187,7 +188,9 @@ func TestRefusesWhatCannotBe(t *testing.T) {
 
 func TestHeartbeatProvokesAStatelessReset(t *testing.T) {
 	b, err := wire.Append(nil, &wire.Heartbeat{Pad: make([]byte, wire.HeartbeatPad)})
-	if err != nil || len(b) < 40 {
+	quiet, _ := wire.Append(nil, &wire.Heartbeat{Quiet: true, Pad: make([]byte, wire.QuietPad)})
+	if err != nil || len(b) < 40 || len(quiet) != 40 {
+		t.Errorf("a quiet heartbeat has %d bytes, want 40", len(quiet))
 		t.Errorf("a heartbeat has %d bytes, %v; packets up to 42 bytes do not provoke a reset", len(b), err)
 	}
 }

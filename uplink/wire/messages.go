@@ -21,6 +21,7 @@ const (
 	TypeHeartbeat     Type = 13
 	TypeDrain         Type = 14
 	TypeError         Type = 15
+	TypeRefusals      Type = 16
 )
 
 // Message is one control message.

@@ -51,6 +51,8 @@ type Node struct {
 	LagRecords, LagBytes                         int64
 	LagSeconds                                   float64
 	Stored, Lost, Devices, DiskBytes, DiskBudget int64
+	DrainSeconds                                 *float64 // nil = not known
+	ClockOffset                                  time.Duration
 	Notes, Forks                                 []string
 	Topics                                       []NodeTopic
 }
@@ -66,6 +68,12 @@ type NodeTopic struct {
 	LagRecords       int64
 	LagSeconds       float64
 	Stored, Lost     int64
+	Mode             string
+	Priority         int32
+	AtNode           int64    // not here on purpose
+	Backfill         string   // topic of its gaps; empty = none
+	DrainSeconds     *float64 // nil = not known
+	WirePerRecord    float64  // bytes
 }
 
 // Loss is one row of the loss ledger.
