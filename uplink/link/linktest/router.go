@@ -43,6 +43,7 @@ type Router struct {
 	hubs  map[string]bool                  // by ip
 	links map[string]*Link                 // by node ip
 	path  Path                             // of new links
+	tap   func(simnet.Packet)
 
 	mapped map[string]mapping // by outer address
 	ports  int                // outer ones given out
@@ -59,6 +60,13 @@ func NewRouter(rng *rand.Rand) *Router {
 func (r *Router) Default(p Path) {
 	r.mu.Lock()
 	r.path = p
+	r.mu.Unlock()
+}
+
+// Tap shows every packet that is sent to f, which must not keep Data.
+func (r *Router) Tap(f func(simnet.Packet)) {
+	r.mu.Lock()
+	r.tap = f
 	r.mu.Unlock()
 }
 
@@ -220,6 +228,9 @@ func ipOf(a net.Addr) string {
 func (r *Router) SendPacket(p simnet.Packet) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.tap != nil {
+		r.tap(p)
+	}
 	ip, i := ipOf(p.From), 0
 	if r.hubs[ip] {
 		ip, i = ipOf(p.To), 1
