@@ -49,6 +49,7 @@ var groups = []group{
 	{"big-log", bigLog},
 	{"flash", flash},
 	{"hostile", hostileMix},
+	{"nodes", manyNodes},
 	{"demo", demoOnce},
 	{"kill", killTest},
 	{"link-down", linkDown},

@@ -133,46 +133,56 @@ func (s *Server) acceptTCP(ctx context.Context, l net.Listener) {
 	}
 }
 
-// serve runs one connection from its Hello to its end.
+// serve runs one connection from its Hello to its end. An admitted session goes on in a
+// goroutine of its own: the stack that a Hello has grown is not kept for thousands of
+// silent nodes.
 func (s *Server) serve(ctx context.Context, conn carrier) {
-	var err error
 	if isTest(conn.tlsState()) {
-		err = s.test(ctx, conn)
-	} else {
-		err = s.connection(ctx, conn)
+		err := s.test(ctx, conn)
+		conn.close(codeOf(err), closeText(err))
+		return
 	}
-	conn.close(codeOf(err), closeText(err))
+	run, err := s.connection(ctx, conn)
+	if run == nil {
+		conn.close(codeOf(err), closeText(err))
+		return
+	}
+	s.wg.Go(func() {
+		err := run()
+		conn.close(codeOf(err), closeText(err))
+	})
 }
 
-func (s *Server) connection(ctx context.Context, conn carrier) error {
+// connection reads the Hello. run is the admitted session, nil when there is none.
+func (s *Server) connection(ctx context.Context, conn carrier) (run func() error, err error) {
 	id, err := nodeOf(conn.tlsState())
 	if err != nil {
-		return &RefuseError{Code: wire.CodeAuth, Message: err.Error()}
+		return nil, &RefuseError{Code: wire.CodeAuth, Message: err.Error()}
 	}
 	hctx, cancel := context.WithTimeout(ctx, s.cfg.HelloTimeout)
 	defer cancel()
 	st, err := conn.acceptControl(hctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	st.SetReadDeadline(time.Now().Add(s.cfg.HelloTimeout))
 	r := wire.NewReader(st)
 	m, err := r.Read()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	st.SetReadDeadline(time.Time{})
 	h, ok := m.(*wire.Hello)
 	if !ok {
-		return fmt.Errorf("%w: message type %d where Hello is expected", wire.ErrMalformed, m.Type())
+		return nil, fmt.Errorf("%w: message type %d where Hello is expected", wire.ErrMalformed, m.Type())
 	}
-	err = s.admit(ctx, conn, st, r, id, h)
+	run, err = s.admit(ctx, conn, st, r, id, h)
 	var re *RefuseError
 	if errors.As(err, &re) {
 		s.cfg.Logger.Warn("node refused", "node", id, "remote", conn.RemoteAddr().String(), "code", int(re.Code), "err", re.Message)
 		s.refuse(conn, st, re)
 	}
-	return err
+	return run, err
 }
 
 // refuse says why before the connection closes, and lets the node close first: what
@@ -190,20 +200,20 @@ func (s *Server) refuse(conn carrier, st controlStream, re *RefuseError) {
 	}
 }
 
-func (s *Server) admit(ctx context.Context, conn carrier, st controlStream, r *wire.Reader, id string, h *wire.Hello) error {
+func (s *Server) admit(ctx context.Context, conn carrier, st controlStream, r *wire.Reader, id string, h *wire.Hello) (run func() error, err error) {
 	if h.Node != id {
-		return &RefuseError{Code: wire.CodeAuth, Message: fmt.Sprintf("Hello names node %q, the certificate %q", h.Node, id)}
+		return nil, &RefuseError{Code: wire.CodeAuth, Message: fmt.Sprintf("Hello names node %q, the certificate %q", h.Node, id)}
 	}
 	if h.MinVersion > wire.Version {
-		return &RefuseError{Code: wire.CodeVersion, Message: fmt.Sprintf("the node speaks versions %d to %d, this hub %d: upgrade the hub", h.MinVersion, h.Version, wire.Version)}
+		return nil, &RefuseError{Code: wire.CodeVersion, Message: fmt.Sprintf("the node speaks versions %d to %d, this hub %d: upgrade the hub", h.MinVersion, h.Version, wire.Version)}
 	}
 	if h.Role == wire.RoleBulk {
-		return s.join(ctx, conn, st, r, id, h)
+		return nil, s.join(ctx, conn, st, r, id, h)
 	}
 	s.mu.Lock()
 	if s.count >= s.cfg.MaxNodes {
 		s.mu.Unlock()
-		return &RefuseError{Code: wire.CodeOverload, Message: fmt.Sprintf("%d nodes are connected, the limit", s.cfg.MaxNodes), RetryAfter: 30 * time.Second}
+		return nil, &RefuseError{Code: wire.CodeOverload, Message: fmt.Sprintf("%d nodes are connected, the limit", s.cfg.MaxNodes), RetryAfter: 30 * time.Second}
 	}
 	s.count++
 	n := s.nodes[id]
@@ -213,19 +223,23 @@ func (s *Server) admit(ctx context.Context, conn carrier, st controlStream, r *w
 	}
 	n.users++
 	s.mu.Unlock()
-	defer func() {
+	leave := func() {
 		s.mu.Lock()
 		s.count--
 		if n.users--; n.users == 0 {
 			delete(s.nodes, id)
 		}
 		s.mu.Unlock()
-	}()
+	}
 	hs, err := s.takeOver(ctx, conn, st, r, n, id, h)
 	if err != nil {
-		return err
+		leave()
+		return nil, err
 	}
-	return hs.run(ctx)
+	return func() error {
+		defer leave()
+		return hs.run(ctx)
+	}, nil
 }
 
 // takeOver ends the node's older session and admits the new one. The Sink's plan is

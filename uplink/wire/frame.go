@@ -234,7 +234,7 @@ func (f *feedReader) Read(p []byte) (int, error) {
 
 // NewFrameReader reads frames, after the preamble, with limits on what the peer may make it hold.
 func NewFrameReader(r io.Reader, maxFrameBytes, maxWindowBytes int) *FrameReader {
-	br := bufio.NewReaderSize(r, 4096)
+	br := bufio.NewReaderSize(r, 512) // thousands of streams wait; what is large passes it by
 	return &FrameReader{br: br, feed: feedReader{r: br}, maxFrame: min(maxFrameBytes, MaxFrameBytes) + frameHeadMax, maxWindow: maxWindowBytes}
 }
 
