@@ -27,6 +27,7 @@ type CrashFS struct {
 	locked  map[string]bool
 	cut     *cutPlan
 	onCut   func()
+	gates   [callKinds]chan chan struct{}
 	off     bool
 	note    string
 	err     error
@@ -100,6 +101,15 @@ func (c *CrashFS) Lies() int64 {
 func (c *CrashFS) Delay(kind Call, d time.Duration) {
 	c.d.mu.Lock()
 	c.delay[kind] = d
+	c.d.mu.Unlock()
+}
+
+// Gate makes the next call of the kind send a channel on ch, and wait until that is
+// closed, before it does anything: a test decides what happens while a call is under way.
+// nil takes the gate away. With the power off nobody waits.
+func (c *CrashFS) Gate(kind Call, ch chan chan struct{}) {
+	c.d.mu.Lock()
+	c.gates[kind] = ch
 	c.d.mu.Unlock()
 }
 
@@ -184,8 +194,18 @@ func (c *CrashFS) powerOff(seed uint64, dst string) {
 // do performs it on the live tree and updates the model; d.mu is held.
 func (c *CrashFS) call(kind Call, path string, do func(short int) error) error {
 	c.d.mu.Lock()
-	wait := c.delay[kind]
+	wait, gate := c.delay[kind], c.gates[kind]
+	if c.off {
+		gate = nil
+	} else {
+		c.gates[kind] = nil
+	}
 	c.d.mu.Unlock()
+	if gate != nil {
+		open := make(chan struct{})
+		gate <- open
+		<-open
+	}
 	if wait > 0 {
 		time.Sleep(wait)
 	}

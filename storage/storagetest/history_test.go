@@ -32,6 +32,7 @@ type history struct {
 	clean bool // the last end was a clean close
 
 	faulty bool // calls are made to fail: errors are expected
+	free   bool // what shares a commit depends on the machine; else on the seed alone
 
 	mu     sync.Mutex
 	subs   []*sub           // in order of submission; guarded by mu for acked and err
@@ -71,6 +72,7 @@ func config(dir string, fs storage.FS, r *rand.Rand) storage.Config {
 	cfg := storage.Config{
 		Dir: dir, FS: fs, NodeID: "n1", RetentionInterval: -1, Now: wild(),
 		Folds: map[storage.StateKind]storage.FoldFunc{storage.KindWindow: countFold},
+		Rand:  rand.NewChaCha8([32]byte{byte(r.Uint32()), byte(r.Uint32()), byte(r.Uint32())}),
 	}
 	for _, c := range classes {
 		cfg.Classes = append(cfg.Classes, storage.ClassConfig{Name: c, SegmentBytes: 4 << 10, MinFreeBytes: 1})
@@ -90,7 +92,7 @@ func countFold(old, delta []byte) []byte {
 
 func newHistory(seed uint64, base string) *history {
 	return &history{
-		seed: seed, base: base, r: rand.New(rand.NewPCG(seed, 1)),
+		seed: seed, base: base, r: rand.New(rand.NewPCG(seed, 1)), free: seed%4 == 0,
 		topics: map[string]int{}, maybe: map[string]int{}, starts: map[string]int64{}, sure: map[string]int64{},
 	}
 }
@@ -194,7 +196,7 @@ func (h *history) next(cut string) error {
 func (h *history) image() string { return filepath.Join(h.base, fmt.Sprintf("gen-%d", h.gen+1)) }
 
 // newSub makes an append over random partitions of one class.
-func (h *history) newSub() (*sub, *storage.Append, error) {
+func (h *history) newSub(class string) (*sub, *storage.Append, error) {
 	names := map[string][]string{}
 	for topic, n := range h.topics {
 		t, ok := h.s.Topic(topic)
@@ -206,7 +208,6 @@ func (h *history) newSub() (*sub, *storage.Append, error) {
 			names[c] = append(names[c], partName(topic, i))
 		}
 	}
-	class := classes[h.r.IntN(len(classes))]
 	sort.Strings(names[class])
 	u := &sub{n: uint64(len(h.subs) + 1), class: class}
 	a := h.s.NewAppend(class)
@@ -253,6 +254,7 @@ func (h *history) work(n int) error {
 		}
 	}
 	for range n {
+		h.quiet()
 		if h.off() {
 			return nil
 		}
@@ -299,16 +301,87 @@ func (h *history) createTopic(name string, parts int, class string) error {
 
 func (h *history) burst(n int) error {
 	var wg sync.WaitGroup
-	for range n {
-		u, a, err := h.newSub()
+	late := func() error { return h.fail("the store never answered an append") }
+	submit := func(class string, then func()) error {
+		u, a, err := h.newSub(class)
 		if err != nil {
 			return err
 		}
 		wg.Add(1)
-		h.s.Submit(a, func(a *storage.Append, err error) { h.done(u, a, err); wg.Done() })
+		h.s.Submit(a, func(a *storage.Append, err error) { h.done(u, a, err); then(); wg.Done() })
+		return nil
 	}
-	return waitGroup(&wg, func() error { return h.fail("the store never answered an append") })
+	if h.free {
+		for range n {
+			if err := submit(h.class(), func() {}); err != nil {
+				return err
+			}
+		}
+		return waitGroup(&wg, late)
+	}
+	// One class, so that one committer works at a time. Each group is submitted while the
+	// commit of the one before is being flushed: what shares a commit is the seed's choice.
+	class, groups := h.class(), []int{1}
+	if k := n - 1; k > 1 && h.r.IntN(2) == 0 {
+		first := 1 + h.r.IntN(k-1)
+		groups = append(groups, first, k-first)
+	} else if k > 0 {
+		groups = append(groups, k)
+	}
+	gate := make(chan chan struct{})
+	defer h.fs.Gate(storagetest.Sync, nil)
+	if len(groups) > 1 {
+		h.fs.Gate(storagetest.Sync, gate)
+	}
+	var answered chan struct{}
+	for i, k := range groups {
+		var held chan struct{}
+		if i > 0 {
+			select {
+			case held = <-gate:
+			case <-answered: // it failed before the flush
+			case <-time.After(20 * time.Second):
+				return late()
+			}
+		}
+		was := make(chan struct{})
+		answered = was
+		for j := range k {
+			err := submit(class, func() {
+				if j > 0 {
+					return
+				}
+				if i+2 < len(groups) { // before the committer takes the next group
+					h.fs.Gate(storagetest.Sync, gate)
+				}
+				close(was)
+			})
+			if err != nil {
+				return err
+			}
+		}
+		if held != nil {
+			close(held)
+		}
+	}
+	return waitGroup(&wg, late)
 }
+
+// quiet waits until the committers have nothing left to do: after its answer a commit may
+// be followed by one of the store's own. To settle a loss that is not there is a round
+// trip.
+func (h *history) quiet() {
+	for _, class := range classes {
+		for _, t := range h.s.Topics() {
+			if t.Config().Class == class {
+				_ = h.s.SettleLoss(context.Background(), storage.Loss{Partition: t.Partition(0).ID(), From: -1})
+				break
+			}
+		}
+	}
+}
+
+func (h *history) class() string { return classes[h.r.IntN(len(classes))] }
 
 // waitGroup waits with a deadline: a store that never answers is a failure, not a hang.
 func waitGroup(wg *sync.WaitGroup, late func() error) error {
@@ -556,7 +629,7 @@ func (h *history) end() error {
 
 // commit is one append and its answer.
 func (h *history) commit() (*sub, error) {
-	u, a, err := h.newSub()
+	u, a, err := h.newSub(h.class())
 	if err != nil {
 		return nil, err
 	}
