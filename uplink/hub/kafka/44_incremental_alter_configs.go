@@ -47,7 +47,9 @@ func (c *conn) alterConfigs(rr kmsg.IncrementalAlterConfigsRequestResource, vali
 				return kerr.InvalidConfig, kv.Name + ": no value"
 			}
 		case kmsg.IncrementalAlterConfigOpDelete:
-			value = nil
+			if value = nil; !knownConfig(kv.Name) {
+				continue // it is not set; MirrorMaker 2 deletes whatever a broker has
+			}
 		default:
 			if kv.Name != "cleanup.policy" || value == nil {
 				return kerr.InvalidConfig, fmt.Sprintf("%s: set or delete it", kv.Name)

@@ -31,6 +31,7 @@ func TestMalformedFramesCostOnlyTheirConnection(t *testing.T) {
 	body := func(b []byte, rest ...byte) []byte { return append(b, rest...) }
 	for what, in := range map[string][]byte{
 		"huge size":                      head(0xe0000000, 18, 0),
+		"a claim of 2 GiB":               head(0x7fffffff, 0, 9),
 		"size beyond the limit":          head(8<<20+1, 0, 9),
 		"size too small":                 head(4, 18, 0),
 		"unknown key":                    body(head(20, 999, 0), make([]byte, 12)...),

@@ -44,6 +44,7 @@ func table() []api {
 		deleteRecordsAPI,           // 21
 		initProducerIDAPI,          // 22
 		offsetForLeaderEpochAPI,    // 23
+		describeACLsAPI,            // 29
 		describeConfigsAPI,         // 32
 		saslAuthenticateAPI,        // 36
 		createPartitionsAPI,        // 37

@@ -156,6 +156,12 @@ func setCompaction(tc *storage.TopicConfig, def storage.TopicConfig, name string
 	return nil
 }
 
+// knownConfig tells whether a topic can have the configuration.
+func knownConfig(name string) bool {
+	var tc storage.TopicConfig
+	return setTopicConfig(&tc, tc, name, nil) == nil
+}
+
 // compactionOf is a copy of the rules that a topic has.
 func compactionOf(tc storage.TopicConfig) storage.Compaction {
 	if tc.Compaction != nil {
