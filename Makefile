@@ -14,7 +14,7 @@ KILLS ?= 1000
 HISTORIES ?= 5000
 DAYS ?= 100
 
-.PHONY: help run build test quick race check lint cross setup fuzz sim crash planted conformance bench link-bench soak bars clean
+.PHONY: help run build test quick race check lint cross setup fuzz sim crash planted conformance ecosystem bench link-bench soak bars clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
@@ -65,6 +65,9 @@ planted: ## plant twelve known bugs, one at a time: each must be found by the te
 
 conformance: build ## the MQTT suites of Eclipse and mosquitto's wire cases (PAHO_MQTT_TESTING=dir MOSQUITTO=dir, else cloned)
 	@.ci/conformance
+
+ecosystem: setup ## Kafka Connect, Streams, the Debezium sink into PostgreSQL and MirrorMaker 2 on the hub (CI runs one of the last three a commit)
+	TAILRACE_ECOSYSTEM=all $(GO) test -count=1 -timeout 30m -v ./uplink/hub/kafka -run 'TestConnectStandalone|TestStreamsApplication|TestDebeziumSink|TestMirrorMaker'
 
 bench: ## Go benchmarks beside the code, with their physical floors
 	$(GO) test -run '^$$' -bench . -benchmem ./storage/... ./edge/mqtt/... ./uplink/... ./devices/...

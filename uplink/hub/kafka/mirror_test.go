@@ -21,7 +21,7 @@ func realBroker(t *testing.T, lib string) (addr string, seeds kgo.Opt) {
 	conf := properties(t, "server.properties", "process.roles=broker,controller", "node.id=1", fmt.Sprintf("controller.quorum.voters=1@127.0.0.1:%d", p2),
 		fmt.Sprintf("listeners=PLAINTEXT://%s,CONTROLLER://127.0.0.1:%d", addr, p2), "advertised.listeners=PLAINTEXT://"+addr,
 		"controller.listener.names=CONTROLLER", "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT", "log.dirs="+t.TempDir(),
-		"offsets.topic.replication.factor=1", "offsets.topic.num.partitions=2", "group.initial.rebalance.delay.ms=0", "auto.create.topics.enable=false",
+		"offsets.topic.replication.factor=1", "offsets.topic.num.partitions=2", "group.initial.rebalance.delay.ms=0", "auto.create.topics.enable=false", "log.retention.ms=-1", // the records are old
 		"transaction.state.log.replication.factor=1", "transaction.state.log.min.isr=1", "share.coordinator.state.topic.replication.factor=1", "share.coordinator.state.topic.min.isr=1")
 	id := make([]byte, 16)
 	rand.Read(id)
