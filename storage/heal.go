@@ -274,6 +274,49 @@ func (l *classLog) inLog(seg *segment) bool {
 	return false
 }
 
+// mendTail repairs the tail of a log that is closed after a failed write. Readers meet and
+// declare what records it has lost, or the next Open does.
+func (l *classLog) mendTail(tail *segment, sc *segmentScan, data []byte) error {
+	if int64(len(data)) != tail.size {
+		return fmt.Errorf("%d bytes, there were %d", len(data), tail.size)
+	}
+	out, err := mend(data, sc, tail.last, func(*scanned) bool { return false }, func(from, to int64) (ranges []lostRange) {
+		for _, p := range l.partitions() {
+			p.mu.RLock()
+			for i := range p.tail {
+				if r := &p.tail[i]; r.pos >= from && r.pos < to {
+					ranges = append(ranges, lostRange{p.id, r.base, r.next})
+				}
+			}
+			p.mu.RUnlock()
+		}
+		return ranges
+	})
+	if err != nil {
+		return err
+	}
+	aside := l.quarantine(tail.path, "rot", false)
+	if err := durable.WriteFile(l.s.cfg.FS, tail.path, out, filePerm); err != nil {
+		return err
+	}
+	l.files.drop(tail.path)
+	l.stats.healed()
+	l.lg.Warn("segment repaired", "file", filepath.Base(tail.path), "detail", "damage entries stand in the place of what is gone"+kept(aside))
+	l.post(func() { // state that stood there
+		err := l.c.ready()
+		if err == nil {
+			err = l.c.forward(tail.last)
+		}
+		if err == nil {
+			err = l.twin.lose()
+		}
+		if err != nil {
+			l.lg.Error("state that the log has lost is not written again", "err", err)
+		}
+	})
+	return nil
+}
+
 // dropDeclared keeps what was declared lost from coming back: a range that a reader could
 // not read has a row in the ledger, perhaps in the hub's by now, and damage entries take
 // the place of its batches although they are found whole again (at another place, or

@@ -305,3 +305,80 @@ func TestScrubKeepsItsPace(t *testing.T) {
 		}
 	})
 }
+
+// TestAFailedWriteMeetsRotInTheTail: the log is opened anew after a failed fsync, and what
+// it reads then of its own tail is damaged. It goes on, and what is lost is declared.
+func TestAFailedWriteMeetsRotInTheTail(t *testing.T) {
+	dir := filepath.Join(quickDir(t), "s")
+	fs := &testFS{}
+	s := open(t, dir, onFS(fs))
+	tp := topic(t, s, "wind", 2)
+	for i := range 20 {
+		put(t, s, tp.Partition(i%2), int64(i), fmt.Sprintf("%0100d", i))
+	}
+	topic(t, s, "late", 1)
+	name := tailFile(t, dir)
+	b := mustRead(t, name)
+	ranges := entriesOf(b)
+	last := ranges[len(ranges)-1] // the topic
+	damageFile(t, name, last[0]+20, []byte("rot"))
+	damageFile(t, name, bytes.LastIndex(b, []byte("0000000")), []byte("x")) // record 19, the partition's last
+	failed := false
+	fs.setHook(func(op, n string) error {
+		if op == "sync" && n == name && !failed {
+			failed = true
+			return errors.New("no")
+		}
+		return nil
+	})
+	a := s.NewAppend("")
+	a.Record(tp.Partition(0), 1, nil, []byte("refused"), nil)
+	if err := s.Commit(t.Context(), a); err == nil || errors.Is(err, storage.ErrUncertain) {
+		t.Fatalf("the append: %v", err)
+	}
+	put(t, s, tp.Partition(0), 1, "after")
+	crashed := copyDir(t, dir)
+	s.Close()
+	for _, work := range []string{dir, crashed} {
+		s := open(t, work, onFS(fs))
+		tp, ok := s.Topic("wind")
+		_, late := s.Topic("late")
+		if rows := s.Losses(); !ok || !late || len(rows) != 1 || rows[0].Index != 1 || rows[0].From != 9 || rows[0].To != 10 {
+			t.Fatalf("topics %v %v, losses %+v", ok, late, rows)
+		}
+		if n := len(readAll(t, tp.Partition(0), 0)); n != 11 || tp.Partition(1).HighWatermark() != 10 {
+			t.Fatalf("%d records, high watermark %d", n, tp.Partition(1).HighWatermark())
+		}
+		s.Close()
+		plainRead(t, work)
+	}
+}
+
+// TestCheckKnowsTheSecondCopy: `tailrace check` sees that a closed log has lost its end
+// although it ends with a whole commit, and names a topic whose entry is damaged; repair
+// declares and writes again.
+func TestCheckKnowsTheSecondCopy(t *testing.T) {
+	h := makeHistory(t, 6)
+	cut := copyDir(t, h.clean)
+	b := mustRead(t, tailFile(t, cut))
+	mustWrite(t, tailFile(t, cut), b[:h.sizes[len(h.sizes)-3]])
+	hidden := copyDir(t, h.clean)
+	ranges := entriesOf(b)
+	damageFile(t, tailFile(t, hidden), ranges[1][0]+30, []byte("rot")) // the topic
+	for i, dir := range []string{cut, hidden} {
+		in, err := storage.Inspect(dir, nil)
+		if err != nil || !in.Lossy() || in.Classes[0].State["topic"] != 1 || in.Classes[0].Partitions[0].Topic != "wind" {
+			t.Fatalf("%d: %v %+v", i, err, in)
+		}
+		rep, err := storage.RepairDir(storage.RepairConfig{Dir: dir, FS: h.fs})
+		if err != nil || rep.After.Lossy() || rep.Epoch != 2 {
+			t.Fatalf("%d: %v %+v", i, err, rep)
+		}
+		s := open(t, dir, onFS(h.fs))
+		tp, ok := s.Topic("wind")
+		if want := []int64{3, 0}[i]; !ok || tp.Partition(0).HighWatermark() != 12 || int64(len(s.Losses())) != want-want/3 || repairs(s) != "" {
+			t.Fatalf("%d: topic %v, losses %+v, repairs %q", i, ok, s.Losses(), repairs(s))
+		}
+		s.Close()
+	}
+}

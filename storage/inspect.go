@@ -12,6 +12,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
+	"tailrace/storage/internal/durable"
 	"tailrace/storage/record"
 )
 
@@ -120,6 +121,9 @@ func Inspect(dir string, progress func(done, total int64)) (*Inspection, error) 
 	}
 	for _, c := range classes {
 		ci := &inspector{in: in, class: c.name, state: newStateMap(nil), parts: map[PartitionID]*PartitionInspection{}}
+		if ci.twin, err = readTwin(durable.OS{}, filepath.Join(dir, c.name, "twin")); err != nil {
+			return nil, err
+		}
 		for i, path := range c.segs {
 			n, err := ci.segment(path, i == len(c.segs)-1)
 			if err != nil {
@@ -129,6 +133,7 @@ func Inspect(dir string, progress func(done, total int64)) (*Inspection, error) 
 				progress(done, total)
 			}
 		}
+		ci.second()
 		ci.compacted(filepath.Join(dir, c.name, "compact"))
 		ci.finish(filepath.Join(dir, c.name, "quarantine"))
 	}
@@ -152,6 +157,10 @@ type inspector struct {
 	state *stateMap
 	parts map[PartitionID]*PartitionInspection
 	next  uint64
+
+	commit uint64     // the highest
+	twin   *twinState // the second copy of the state
+	recent []byte     // operations since
 }
 
 func (x *inspector) segment(path string, tail bool) (int64, error) {
@@ -180,7 +189,11 @@ func (x *inspector) segment(path string, tail bool) (int64, error) {
 	}
 	x.ci.Segments++
 	x.ci.Bytes += int64(len(data))
-	complete := lastComplete(sc, 0)
+	sure := uint64(0)
+	if x.twin != nil {
+		sure = x.twin.commit
+	}
+	complete := lastComplete(sc, sure)
 	for i := range sc.entries {
 		x.entry(name, &sc.entries[i])
 	}
@@ -207,6 +220,7 @@ func (x *inspector) entry(file string, e *scanned) {
 	}
 	x.ci.Entries++
 	x.ci.Epoch = max(x.ci.Epoch, e.env.epoch)
+	x.commit = max(x.commit, e.env.commit)
 	if e.env.flags&flagLast != 0 {
 		x.ci.Commits++
 	}
@@ -215,11 +229,34 @@ func (x *inspector) entry(file string, e *scanned) {
 		if err := x.state.applyAll(e.env.index, e.env.payload); err != nil {
 			x.in.problem(x.class, file, e.pos, "loss", "%v", err)
 		}
+		if x.twin != nil && e.env.commit > x.twin.commit {
+			x.recent = twinOpsOf(x.recent, e.env.payload)
+		}
 	case entryDamage:
 		x.in.problem(x.class, file, e.pos, "note", "damage that an earlier start cut out, declared and set aside")
 		x.in.Problems[len(x.in.Problems)-1].Settled = true
 	case entryData:
 		x.data(file, e)
+	}
+}
+
+// second compares with the second copy of the state: it tells whether the log has lost
+// its end, and has what the log has lost.
+func (x *inspector) second() {
+	tw := x.twin
+	if tw == nil {
+		return
+	}
+	if tw.commit > x.commit {
+		x.in.problem(x.class, "", 0, "loss", "the log was whole up to commit %d and ends with %d", tw.commit, x.commit)
+	}
+	lossy := slices.ContainsFunc(x.in.Problems, func(p Problem) bool { return p.Class == x.class && p.Severity == "loss" })
+	if !lossy && !tw.lost || tw.state.applyAll(0, x.recent) != nil {
+		return
+	}
+	if ops := x.state.differences(tw.state); len(ops) > 0 {
+		x.in.problem(x.class, "", 0, "note", "the log has lost state that its second copy has: the next start writes it again")
+		_ = x.state.applyAll(x.next, ops)
 	}
 }
 

@@ -124,12 +124,14 @@ func (l *classLog) cutToDurable() error {
 	if err := l.syncSegDir(); err != nil {
 		return err
 	}
-	sc, _, err := l.scan(tail)
+	sc, data, err := l.scan(tail)
 	if err != nil {
 		return err
 	}
 	if sc.damaged() || sc.tornAt != tail.size || sc.next != tail.last+1 {
-		return &DiskError{"verify", tail.path, fmt.Errorf("the durable part is damaged at byte %d of %d: restart to repair it", sc.tornAt, tail.size)}
+		if err := l.mendTail(tail, sc, data); err != nil {
+			return &DiskError{"verify", tail.path, fmt.Errorf("the durable part is damaged at byte %d of %d: restart to repair it: %w", sc.tornAt, tail.size, err)}
+		}
 	}
 	return l.adoptFront(front)
 }
