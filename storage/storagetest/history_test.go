@@ -329,6 +329,8 @@ func (h *history) burst(n int) error {
 		groups = append(groups, k)
 	}
 	gate := make(chan chan struct{})
+	ended := make(chan struct{})
+	defer close(ended)
 	defer h.fs.Gate(storagetest.Sync, nil)
 	if len(groups) > 1 {
 		h.fs.Gate(storagetest.Sync, gate)
@@ -339,7 +341,14 @@ func (h *history) burst(n int) error {
 		if i > 0 {
 			select {
 			case held = <-gate:
-			case <-answered: // it failed before the flush
+			case <-answered: // before the flush: it failed
+				go func() {
+					select {
+					case late := <-gate:
+						close(late)
+					case <-ended:
+					}
+				}()
 			case <-time.After(20 * time.Second):
 				return late()
 			}
