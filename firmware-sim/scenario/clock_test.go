@@ -177,4 +177,3 @@ func TestHubOfAnotherAuthorityIsRefusedIn1970(t *testing.T) {
 		})
 	}
 }
-
