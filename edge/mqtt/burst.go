@@ -140,6 +140,9 @@ func (c *conn) finishBurst(b *burst) {
 		if !c.distributing {
 			c.distributing = true
 			c.srv.wg.Add(1)
+			if c.distributor == nil {
+				c.distributor = c.distribute
+			}
 			go c.distributor()
 		}
 	} else {
@@ -259,7 +262,7 @@ func (c *conn) waitRoom(n int) {
 	for {
 		c.mu.Lock()
 		ok := c.pending < n
-		c.waiting = !ok
+		c.awaitLocked(!ok)
 		c.mu.Unlock()
 		if ok {
 			return

@@ -18,7 +18,7 @@ import (
 // backend; answers leave through the outbox. Locks, never taken the other way round:
 //
 //	in  >  srv.mu  >  ss.mu  >  out.mu
-//	in  >  mu  >  retained.mu, out.mu
+//	in  >  srv.mu  >  mu  >  retained.mu, out.mu
 type conn struct {
 	Client
 	srv      *Server
@@ -41,6 +41,7 @@ type conn struct {
 	willExpiry uint32
 	pace       pace
 	grown      bool // the stack, by a SUBSCRIBE
+	busy       bool // publishes or acknowledgements were in the last read
 
 	// in guards what the reader shares with the timer that ends a line-up.
 	in        sync.Mutex
@@ -69,11 +70,18 @@ type conn struct {
 	mute         bool // nothing is acknowledged any more
 	why          cause
 	stopped      bool
-	room         chan struct{} // cap 1: a burst was finished
-	quit         chan struct{} // closed by stop
-	gone         chan struct{} // closed when the session is free
+	room         chan struct{} // made by await, cap 1: a burst was finished
+	quit         chan struct{} // made by quitting, closed by stop
+	gone         chan struct{} // made by leaving, closed when the session is free
+	left         bool          // the session is free
 
-	distributor func()
+	// park.go
+	parked, woken    bool // without a goroutine; no more, and has not read yet
+	resting, asked   bool // waits for bytes after publishes; to park
+	rests, restsSeen uint32
+	parkedFd         int
+
+	distributor func() // = distribute, bound on first use
 }
 
 // cause is why a connection ends. The first one counts.
@@ -87,12 +95,11 @@ type cause struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{srv: s, nc: nc, room: make(chan struct{}, 1), quit: make(chan struct{}), gone: make(chan struct{})}
-	c.out.init(nc, s.cfg.Limits.WriteTimeout, s.cfg.Limits.OutboundBytes)
+	c := &conn{srv: s, nc: nc}
+	c.out.init(c, s.cfg.Limits.WriteTimeout, s.cfg.Limits.OutboundBytes)
 	if c.raw = newRawReader(nc); c.raw != nil {
 		c.out.rc, c.out.flusher = c.raw.rc, &s.flusher
 	}
-	c.distributor = c.distribute
 	return c
 }
 
@@ -109,8 +116,52 @@ func (c *conn) stopLocked(why cause) {
 		return
 	}
 	c.stopped, c.why = true, why
-	close(c.quit)
+	if c.quit != nil {
+		close(c.quit)
+	}
 	c.nc.SetReadDeadline(time.Unix(1, 0))
+	c.unparkLocked()
+}
+
+// quitting is closed when the connection is stopped.
+func (c *conn) quitting() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.quit == nil {
+		c.quit = make(chan struct{})
+		if c.stopped {
+			close(c.quit)
+		}
+	}
+	return c.quit
+}
+
+// leaving is closed when everything that the connection had in flight is answered.
+func (c *conn) leaving() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gone == nil {
+		c.gone = make(chan struct{})
+		if c.left {
+			close(c.gone)
+		}
+	}
+	return c.gone
+}
+
+func (c *conn) leave() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left = true
+	if c.gone != nil {
+		close(c.gone)
+	}
+}
+
+func (c *conn) isStopped() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stopped
 }
 
 // setReadDeadline sets the deadline unless stop has set its own.
@@ -149,22 +200,23 @@ func (c *conn) enter() (ok bool) {
 
 // run reads until the connection ends. Few and small frames below it.
 func (c *conn) run() {
-	if c.serve() {
+	switch c.serve() {
+	case errStack:
 		go c.run()
-	} else {
+	case errParked: // c belongs to another goroutine, or to none
+	default:
 		c.end()
 	}
 }
 
-// serve reports whether the connection goes on, with a small stack.
-func (c *conn) serve() (again bool) {
+// serve returns errStack or errParked when the connection goes on.
+func (c *conn) serve() error {
 	defer c.srv.recovered(c)
 	err := c.loop()
-	if err == errStack {
-		return true
+	if err != errStack && err != errParked {
+		c.stop(c.causeOf(err))
 	}
-	c.stop(c.causeOf(err))
-	return false
+	return err
 }
 
 // end is the last thing of every connection.
@@ -198,10 +250,8 @@ func (c *conn) causeOf(err error) cause {
 	case errors.As(err, &re):
 		return cause{code: re.Code, err: err}
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		select {
-		case <-c.quit: // the deadline was stop's
+		if c.isStopped() { // the deadline was stop's
 			return cause{err: err}
-		default:
 		}
 		c.srv.stats.KeepAliveTimeouts.Add(1)
 		return cause{code: packet.KeepAliveTimeout, err: err}
@@ -262,7 +312,7 @@ func (c *conn) teardown() {
 		}
 		c.out.end()
 	}
-	close(c.gone)
+	c.leave()
 	c.ended(why)
 	c.out.finish(why.code != packet.Success)
 	if why.err != nil && !errors.Is(why.err, io.EOF) {
@@ -292,10 +342,17 @@ func (c *conn) loop() error {
 				c.setReadDeadline(c.readBy)
 			}
 		}
+		if c.rd == nil && !c.busy && !c.woken {
+			c.grown = c.grown && !c.parkable() // there will be a new one
+			if c.park() {
+				return errParked
+			}
+		}
 		if c.grown { // as start: a client that subscribes and then waits is the usual one
 			c.grown = false
 			return errStack
 		}
+		c.woken = false
 		if err := c.fill(); err != nil {
 			return err
 		}
@@ -309,7 +366,7 @@ func (c *conn) waitWritten() bool {
 	for c.await(true) && c.out.full() {
 		select {
 		case <-c.room:
-		case <-c.quit:
+		case <-c.quitting():
 			return false
 		}
 	}
@@ -319,9 +376,15 @@ func (c *conn) waitWritten() bool {
 // await says whether signal has somebody to wake; it returns true.
 func (c *conn) await(w bool) bool {
 	c.mu.Lock()
-	c.waiting = w
+	c.awaitLocked(w)
 	c.mu.Unlock()
 	return true
+}
+
+func (c *conn) awaitLocked(w bool) {
+	if c.waiting = w; w && c.room == nil {
+		c.room = make(chan struct{}, 1)
+	}
 }
 
 // scratch is what decoding one publish needs; one per connection would be a third of
@@ -340,6 +403,7 @@ func (c *conn) process() error {
 	}
 	c.in.Lock()
 	defer c.in.Unlock()
+	c.busy = false
 	var err error
 	now := c.srv.cfg.Now()
 	c.sc = scratches.Get().(*scratch)
@@ -353,6 +417,7 @@ func (c *conn) process() error {
 		}
 		c.rpos += end
 		if packet.Type(head>>4) == packet.PUBLISH {
+			c.busy = true
 			err = c.publish(head, b[start:end], now)
 		} else {
 			err = c.control(head, b[start:end])
@@ -378,7 +443,9 @@ func (c *conn) burst() *burst {
 // control handles every packet but PUBLISH. Caller holds c.in.
 func (c *conn) control(head byte, body []byte) error {
 	v := packet.Version(c.Version)
-	switch t := packet.Type(head >> 4); t {
+	t := packet.Type(head >> 4)
+	c.busy = c.busy || t >= packet.PUBACK && t <= packet.PUBCOMP
+	switch t {
 	case packet.PINGREQ:
 		if err := packet.ReadPing(head, body); err != nil {
 			return err

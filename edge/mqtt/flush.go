@@ -72,7 +72,7 @@ func (o *outbox) flush(w *tryWriter) {
 	switch {
 	case o.closing: // lingers
 		o.mu.Unlock()
-		go o.loop()
+		o.start()
 		return
 	case c == nil || o.broken:
 		o.cur, o.over, o.running = nil, false, false
@@ -95,7 +95,7 @@ func (o *outbox) flush(w *tryWriter) {
 		}
 		o.cur, o.over = c, o.over || over
 		o.mu.Unlock()
-		go o.loop()
+		o.start()
 		return
 	}
 	putChunk(c)
@@ -104,7 +104,7 @@ func (o *outbox) flush(w *tryWriter) {
 	o.running = more
 	o.mu.Unlock()
 	if err != nil {
-		o.nc.Close() // wakes the reader
+		o.fail()
 	}
 	if more {
 		o.flusher.add(o)
@@ -113,7 +113,7 @@ func (o *outbox) flush(w *tryWriter) {
 }
 
 func (o *outbox) hasRoom(over bool) {
-	if over && o.drained != nil {
-		o.drained()
+	if over {
+		o.c.drained()
 	}
 }

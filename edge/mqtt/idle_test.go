@@ -9,10 +9,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
-// TestIdleClientsAreSmall holds idle clients and looks at what each costs: one
-// goroutine, and no buffer. Both ends live in this process; the client's end is a
+// TestIdleClientsAreSmall holds idle clients and looks at what each costs: no buffer,
+// and on Linux no goroutine once they have been silent for a while. Both ends live in this process; the client's end is a
 // bare socket without a goroutine.
 func TestIdleClientsAreSmall(t *testing.T) {
 	if raceDetector {
@@ -23,7 +24,7 @@ func TestIdleClientsAreSmall(t *testing.T) {
 		name  string
 		publ  bool
 		limit float64
-	}{{"never published", false, 6 << 10}, {"has published", true, 8 << 10}} {
+	}{{"never published", false, 3300}, {"has published", true, 4200}} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, newBackend(), nil)
 			before, goroutines := memory(), runtime.NumGoroutine()
@@ -49,13 +50,20 @@ func TestIdleClientsAreSmall(t *testing.T) {
 				}
 				conns = append(conns, nc)
 			}
+			for i := 0; i < 2000 && runtime.GOOS == "linux" && w.s.Parked() < n; i++ {
+				w.s.LookAround(time.Now())
+				time.Sleep(10 * time.Millisecond)
+			}
 			per := float64(memory()-before) / n
 			g := float64(runtime.NumGoroutine()-goroutines) / n
 			t.Logf("%.1f KB and %.2f goroutines per idle client; RSS of the process %d MB", per/1024, g, rss()>>20)
-			if per > c.limit {
-				t.Errorf("%.0f bytes per idle client, want at most %.0f (5,000 in 40 MB)", per, c.limit)
+			if per > c.limit && runtime.GOOS == "linux" {
+				t.Errorf("%.0f bytes per idle client, want at most %.0f", per, c.limit)
 			}
-			if g > 1.01 {
+			if runtime.GOOS != "linux" {
+				g--
+			}
+			if g > 0.01 {
 				t.Errorf("%.2f goroutines per idle client", g)
 			}
 			runtime.KeepAlive(conns)

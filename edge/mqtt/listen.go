@@ -87,7 +87,6 @@ func (s *Server) begin(nc net.Conn, ad *admitted, listener string) {
 	c := newConn(s, nc)
 	c.Remote = nc.RemoteAddr().String()
 	c.Listener = listener
-	c.out.drained = c.drained
 	c.admitted = ad
 	s.mu.Lock()
 	s.conns[c] = struct{}{}

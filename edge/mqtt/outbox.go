@@ -13,12 +13,12 @@ import (
 // once; the rest, and everything to other transports, a goroutine of its own. An idle
 // connection has none, and no buffer.
 type outbox struct {
+	c       *conn
 	nc      net.Conn
 	rc      syscall.RawConn // nil = not for the flusher
 	flusher *flusher
 	timeout time.Duration
-	limit   int    // bytes above which full() is true
-	drained func() // called by the writer, without locks, when a full outbox has room again
+	limit   int // bytes above which full() is true; then c.drained is called, without locks
 
 	mu      sync.Mutex
 	cur     *chunk // appended to; nil = empty
@@ -29,13 +29,26 @@ type outbox struct {
 	linger  bool
 	ended   chan struct{} // made by finish, closed when nc is
 
-	loop     func() // = o.run, bound once: starting the writer allocates nothing
+	loop     func() // = o.run, bound once: starting the writer again allocates nothing
 	deadline time.Time
 }
 
-func (o *outbox) init(nc net.Conn, timeout time.Duration, limit int) {
-	o.nc, o.timeout, o.limit = nc, timeout, limit
-	o.loop = o.run
+func (o *outbox) init(c *conn, timeout time.Duration, limit int) {
+	o.c, o.nc, o.timeout, o.limit = c, c.nc, timeout, limit
+}
+
+// start starts the writer; running is set.
+func (o *outbox) start() {
+	if o.loop == nil {
+		o.loop = o.run
+	}
+	go o.loop()
+}
+
+// fail closes the connection, which wakes the reader.
+func (o *outbox) fail() {
+	o.nc.Close()
+	o.c.unpark()
 }
 
 // begin locks the outbox and returns the buffer to append to, nil when the peer is
@@ -62,7 +75,7 @@ func (o *outbox) end() {
 	if o.rc != nil {
 		o.flusher.add(o)
 	} else {
-		go o.loop()
+		o.start()
 	}
 }
 
@@ -100,7 +113,7 @@ func (o *outbox) finish(linger bool) {
 		o.ended = make(chan struct{})
 		if !o.running {
 			o.running = true
-			go o.loop()
+			o.start()
 		}
 	}
 	o.mu.Unlock()
@@ -150,7 +163,7 @@ func (o *outbox) run() {
 			o.mu.Lock()
 			o.broken = true
 			o.mu.Unlock()
-			o.nc.Close() // wakes the reader
+			o.fail()
 		}
 		o.hasRoom(over)
 	}

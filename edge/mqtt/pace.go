@@ -50,7 +50,7 @@ func (c *conn) slowDown() bool {
 	select {
 	case <-t.C:
 		return true
-	case <-c.quit:
+	case <-c.quitting():
 		return false
 	}
 }

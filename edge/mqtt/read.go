@@ -12,6 +12,13 @@ import (
 func (c *conn) fill() error {
 	if c.rd == nil {
 		if c.raw != nil {
+			if c.busy && c.ss != nil {
+				gone, err := c.rest()
+				if gone {
+					return errParked
+				}
+				return err
+			}
 			ch, err := c.raw.read()
 			c.rd, c.rpos = ch, 0
 			return err

@@ -39,6 +39,7 @@ type Server struct {
 	subs     subIndex
 	retained retainedSet
 	flusher  flusher
+	parker   parker
 	buffers  atomic.Int64  // bytes of read buffers beyond the pooled size
 	quit     chan struct{} // closed by Shutdown
 	wg       sync.WaitGroup
@@ -157,6 +158,7 @@ func (s *Server) Run(ctx context.Context) error {
 		select {
 		case <-t.C:
 			s.sweep()
+			s.lookAround(time.Now())
 		case <-s.quit:
 			return nil
 		case <-ctx.Done():
@@ -196,6 +198,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	go func() { s.wg.Wait(); close(done) }()
 	select {
 	case <-done:
+		s.parker.close()
 		s.checkpoint(true)
 		return nil
 	case <-ctx.Done():

@@ -190,7 +190,7 @@ func (s *Server) attach(c *conn, cp *packet.Connect) (present bool, err error) {
 		s.stats.Takeovers.Add(1)
 		old.stop(cause{code: packet.SessionTakenOver, takeover: true})
 		select {
-		case <-old.gone: // everything it had in flight is answered by the disk now
+		case <-old.leaving(): // everything it had in flight is answered by the disk now
 		case <-timeout.C:
 			return false, &ReasonError{packet.ServerUnavailable, "former connection of this client id still waits for the disk"}
 		}
