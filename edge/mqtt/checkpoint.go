@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // grace is a moment and what was under way then: when all of that is distributed,
@@ -73,6 +74,15 @@ func (s *Server) checkpoint(final bool) {
 		rec []byte
 	}
 	var changes []change
+	all := s.subs.groups()
+	read := maps.Clone(s.floor) // nothing below will be read again
+	for _, g := range all {
+		g.mu.Lock()
+		for p, b := range g.cursor.behind {
+			read[p] = min(read[p], b.next)
+		}
+		g.mu.Unlock()
+	}
 	s.cursorMu.Lock() // until the commit is on its way: records get into the log in the order in which they were made
 	s.mu.Lock()
 	for _, ss := range s.sessions {
@@ -80,13 +90,22 @@ func (s *Server) checkpoint(final bool) {
 			continue
 		}
 		ss.mu.Lock()
-		if rec := ss.encodeCursor(s.floor); string(rec) != ss.cursor.saved {
+		if rec := ss.encodeCursor(read); string(rec) != ss.cursor.saved {
 			changes = append(changes, change{ss, rec})
 		}
 		ss.mu.Unlock()
 	}
 	s.mu.Unlock()
-	if len(changes) == 0 && maps.Equal(s.floor, s.floorSaved) {
+	// After the sessions: what moves from one to its group meanwhile is in one of the two.
+	groups := map[string]string{}
+	for _, g := range all {
+		g.mu.Lock()
+		if rec := g.encode(); rec != nil {
+			groups[g.key()] = string(rec)
+		}
+		g.mu.Unlock()
+	}
+	if len(changes) == 0 && maps.Equal(s.floor, s.floorSaved) && maps.Equal(groups, s.groupsSaved) {
 		s.cursorMu.Unlock()
 		return
 	}
@@ -99,6 +118,16 @@ func (s *Server) checkpoint(final bool) {
 	for _, c := range changes {
 		b.SetState(KindCursor, cursorPrefix+c.ss.id, c.rec)
 	}
+	for key, rec := range groups {
+		if s.groupsSaved[key] != rec {
+			b.SetState(KindCursor, key, []byte(rec))
+		}
+	}
+	for key := range s.groupsSaved {
+		if _, still := groups[key]; !still {
+			b.SetState(KindCursor, key, nil)
+		}
+	}
 	done := make(chan error, 1)
 	b.Commit(func(err error) { done <- err })
 	s.cursorMu.Unlock()
@@ -107,7 +136,7 @@ func (s *Server) checkpoint(final bool) {
 		s.log.Error("positions of sessions not stored, deliveries may come again after a restart", "error", err)
 		return
 	}
-	s.floorSaved = maps.Clone(s.floor)
+	s.floorSaved, s.groupsSaved = maps.Clone(s.floor), groups
 	for _, c := range changes {
 		c.ss.mu.Lock()
 		c.ss.cursor.saved = string(c.rec)
@@ -122,6 +151,7 @@ func (s *Server) loadCursors() {
 		return
 	}
 	var floor map[uint32]int64
+	s.groupsSaved = map[string]string{}
 	records := map[*session][]byte{} // decoded after Load: that reads the log
 	s.cfg.State.Load(KindCursor, func(key string, b []byte) bool {
 		if key == cursorFloor {
@@ -137,8 +167,12 @@ func (s *Server) loadCursors() {
 			}
 			return true
 		}
-		if ss := s.sessions[key[min(len(key), len(cursorPrefix)):]]; ss != nil {
-			records[ss] = append([]byte(nil), b...)
+		if key, is := strings.CutPrefix(key, cursorPrefix); is {
+			if ss := s.sessions[key]; ss != nil {
+				records[ss] = append([]byte(nil), b...)
+			}
+		} else {
+			s.groupsSaved[key] = string(b)
 		}
 		return true
 	})
@@ -146,6 +180,23 @@ func (s *Server) loadCursors() {
 		ss.cursor.saved = string(b)
 		if err := ss.decodeCursor(b); err != nil {
 			s.log.Error("position of a session not understood", "client", ss.id, "error", err)
+		}
+	}
+	taken := map[Position]struct{}{} // QoS 2: by a session, once and for all
+	for _, ss := range s.sessions {
+		for i := range ss.inflight {
+			taken[ss.inflight[i].at] = struct{}{}
+		}
+		for _, at := range ss.cursor.finished {
+			taken[at] = struct{}{}
+		}
+	}
+	for _, g := range s.subs.groups() {
+		g.except = taken
+		if rec := s.groupsSaved[g.key()]; rec != "" {
+			if err := g.decode([]byte(rec)); err != nil {
+				s.log.Error("position of a shared subscription not understood", "group", g.name, "filter", g.filter, "error", err)
+			}
 		}
 	}
 	s.floor, s.floorSaved = floor, maps.Clone(floor)
@@ -160,12 +211,18 @@ func (s *Server) loadCursors() {
 	for p, end := range s.ends() {
 		for from := floor[p]; from < end; {
 			next, err := s.cfg.Log.Read(p, from, func(off int64, m *Stored) bool {
-				direct, _, _ := s.subs.match(m.Topic)
+				direct, shared, _ := s.subs.match(m.Topic)
+				if m.QoS > 0 {
+					for _, g := range shared {
+						g.cursor.leave(Position{p, off})
+						g.lag.Store(true)
+					}
+				}
 				msg := &message{topic: m.Topic, qos: m.QoS, from: m.Client, at: Position{p, off}}
 				for i := range direct {
 					if t := &direct[i]; !t.noLocal || t.ss.id != msg.from {
 						if o := (outMsg{m: msg, qos: min(msg.qos, t.qos), at: msg.at}); o.qos > 0 && t.ss.logged(&o) && t.ss.find2(o.at) < 0 {
-							t.ss.leave(o.at)
+							t.ss.cursor.leave(o.at)
 						}
 					}
 				}

@@ -75,11 +75,13 @@ const (
 	cursorVersion = 1
 	cursorFloor   = "f"
 	cursorPrefix  = "s"
+	cursorGroup   = "g"
 	maxFinished   = 4096 // QoS 2 deliveries remembered above the floor
 	recentTaken   = 256
 )
 
-// cursor is the part of a session that lies in the log. Guarded by session.mu.
+// cursor is the part of a session, or of a shared subscription, that lies in the log.
+// Guarded by session.mu or group.mu.
 type cursor struct {
 	behind   map[uint32]*span // partitions that must be read
 	read     map[uint32]span  // what the last catching up of a partition has read
@@ -100,10 +102,8 @@ func (ss *session) logged(o *outMsg) bool {
 	return o.at.Offset >= 0 && ss.srv.cfg.Log != nil && ss.expiry.Load() > 0
 }
 
-// leave puts a message that ss cannot take now into its cursor; false means that it
-// was taken before. Caller holds ss.mu.
-func (ss *session) leave(at Position) {
-	k := &ss.cursor
+// leave notes a message that cannot be taken now.
+func (k *cursor) leave(at Position) {
 	if b := k.behind[at.Part]; b == nil {
 		if k.behind == nil {
 			k.behind = map[uint32]*span{}
@@ -149,6 +149,11 @@ func (ss *session) kick() {
 		k.saving = true
 		ss.srv.wg.Add(1)
 		go ss.save()
+	}
+	for _, g := range ss.groups {
+		if g.lag.Load() && ss.room() > 0 {
+			g.wake()
+		}
 	}
 }
 

@@ -232,6 +232,33 @@ func TestQoS2DeliveryIsExactlyOnceOverKills(t *testing.T) {
 	}
 }
 
+// Neither PUBLISH nor PUBREL of a QoS 2 delivery leaves before what it stands for is durable.
+func TestQoS2DeliveryWaitsForItsRecord(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, inLog(b, 5))
+	sub, _ := w.login(4, opts{id: "sub", persistent: true})
+	sub.send(subscribe(4, 1, "t", 2))
+	sub.want(suback(4, 1, 2))
+	d, _ := w.login(4, opts{id: "dev"})
+	b.hold(true)
+	d.send(publish(4, 2, 1, "t", "x"))
+	b.waiting(1)
+	b.pass(1)
+	d.want(pubrec(1)) // the message is durable, and on its way to the subscriber
+	b.waiting(1)      // its packet id
+	sub.silent()
+	b.pass(1)
+	sub.want(publish(4, 2, 1, "t", "x"))
+	sub.send(pubrec(1))
+	b.waiting(1) // that it was received
+	sub.silent()
+	b.pass(1)
+	sub.want(pubrel(1))
+	sub.send(pubcomp(1))
+	b.hold(false)
+	sub.silent()
+}
+
 // A session that begins anew gets nothing of the former one's.
 func TestCleanStartForgetsTheCursor(t *testing.T) {
 	b := newBackend()

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// encodeCursor is what must be durable of ss; empty = nothing. Caller holds ss.mu.
+// encodeCursor is what must be durable of ss; empty = nothing. What has finished below floor is
+// forgotten: nobody will read it again. Caller holds ss.mu.
 func (ss *session) encodeCursor(floor map[uint32]int64) []byte {
 	k := &ss.cursor
 	pos := map[uint32]int64{}
@@ -20,13 +21,17 @@ func (ss *session) encodeCursor(floor map[uint32]int64) []byte {
 		low(Position{p, b.next})
 	}
 	for i := range ss.queue[ss.head:] {
-		low(ss.queue[ss.head+i].at)
+		if o := &ss.queue[ss.head+i]; o.group == nil { // else the group's record has it
+			low(o.at)
+		}
 	}
 	flights := 0
 	for i := range ss.inflight {
 		o := &ss.inflight[i]
-		if o.qos == 1 {
+		if o.qos == 1 && o.group == nil {
 			low(o.at)
+		} else if o.qos == 1 {
+			continue
 		} else if o.at.Offset >= 0 {
 			flights++
 		}
@@ -99,7 +104,7 @@ func (ss *session) decodeCursor(b []byte) error {
 	}
 	r := blobs{b: b[1:]}
 	for n := r.num(); n > 0 && !r.bad; n-- {
-		ss.leave(r.position())
+		ss.cursor.leave(r.position())
 	}
 	for n := r.num(); n > 0 && !r.bad; n-- {
 		o := outMsg{id: uint16(r.num()), qos: 2}

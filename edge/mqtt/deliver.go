@@ -16,6 +16,7 @@ type outMsg struct {
 	released bool // QoS 2: PUBREC seen, PUBREL sent
 	unsaved  bool // QoS 2: not sent (or PUBREL not sent) before that is durable
 	at       Position
+	group    *group // of a shared subscription that handed it, where it can be read again
 }
 
 // deliver hands m to everybody who subscribed before it was durable. It never blocks.
@@ -34,10 +35,7 @@ func (s *Server) deliver(m *message) {
 		t.ss.offer(outMsg{m: m, at: m.at, qos: min(m.qos, t.qos), retain: m.retain && t.retainAsPub, ids: t.ids})
 	}
 	for _, g := range m.shared {
-		if t, ok := g.pick(); ok {
-			// Whose turn it was is not in the log: these wait in memory.
-			t.ss.offer(outMsg{m: m, at: nowhere, qos: min(m.qos, t.qos), retain: m.retain && t.retainAsPub, ids: t.ids})
-		}
+		g.offer(m)
 	}
 }
 
@@ -67,7 +65,7 @@ func (ss *session) offer(o outMsg) {
 			return // it is read from the log, or was
 		}
 		if ss.conn == nil || full || k.behind[o.at.Part] != nil {
-			ss.leave(o.at)
+			k.leave(o.at)
 			ss.kick()
 			return
 		}

@@ -145,6 +145,12 @@ func TestRetainedMessageExpires(t *testing.T) {
 
 func TestSubscriptionOptions(t *testing.T) {
 	b := newBackend()
+	b.sub = func(c *mqtt.Client, f string) error {
+		if f == "secret/#" {
+			return &mqtt.ReasonError{Code: packet.NotAuthorized}
+		}
+		return nil
+	}
 	w := newWorld(t, b, nil)
 	d, _ := w.login(5, opts{id: "dev"})
 	d.send(publish(5, 1, 1, "t", "kept", fRetain))
@@ -174,12 +180,6 @@ func TestSubscriptionOptions(t *testing.T) {
 	s.send(puback(1))
 	s.silent()
 	// Filters that are not, and rights.
-	b.sub = func(c *mqtt.Client, f string) error {
-		if f == "secret/#" {
-			return &mqtt.ReasonError{Code: packet.NotAuthorized}
-		}
-		return nil
-	}
 	s.send(frame(0x82, u16(4), props(5), str(strings.Repeat("a/", 128)), []byte{0}, str("secret/#"), []byte{0}, str("ok"), []byte{2}))
 	s.want(suback(5, 4, 0x8F, 0x87, 2))
 	s.send(subscribe(5, 5, "$share/g/x", noLocal))

@@ -109,7 +109,7 @@ func (ss *session) revoke(c *Client, read func(*Client, string) error) int {
 	if len(gone) > 0 {
 		kept := ss.queue[:0]
 		for _, o := range ss.queue[ss.head:] {
-			if read(c, o.m.topic) == nil {
+			if o.group != nil || read(c, o.m.topic) == nil { // the group's is taken back below
 				kept = append(kept, o)
 			}
 		}
@@ -119,7 +119,7 @@ func (ss *session) revoke(c *Client, read func(*Client, string) error) int {
 	ss.mu.Unlock()
 	for _, f := range gone {
 		if g, plain, ok := topic.Shared(f); ok {
-			ss.srv.subs.remove(ss, g, plain)
+			ss.srv.subs.remove(ss, g, plain, false)
 		}
 	}
 	return len(gone)

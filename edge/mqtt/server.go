@@ -47,9 +47,10 @@ type Server struct {
 	willsBegun, willsEnded atomic.Uint64
 
 	cursorMu     sync.Mutex // orders the records of KindCursor; above mu and session.mu
-	checkpointMu sync.Mutex // guards the three; above cursorMu
+	checkpointMu sync.Mutex // guards the four; above cursorMu
 	floor        map[uint32]int64
 	floorSaved   map[uint32]int64
+	groupsSaved  map[string]string // records of shared subscriptions
 	grace        *grace
 
 	mu        sync.Mutex
@@ -94,6 +95,7 @@ func NewServer(cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger, quit: make(chan struct{}), sessions: map[string]*session{}, quotas: map[string]*quota{}, conns: map[*conn]struct{}{},
 		listeners: map[net.Listener]struct{}{}, byAddr: map[netip.Addr]*addrCount{}}
+	s.subs.srv = s
 	s.retained = retainedSet{maxN: cfg.Limits.Retained, maxBytes: cfg.Limits.RetainedBytes, m: map[string]*message{}, pending: map[string]int{}}
 	s.connects = limit.Buckets{Rate: float64(cfg.Limits.ConnectRate), Burst: float64(cfg.Limits.ConnectBurst), Max: maxAddresses}
 	s.refusedLog = limit.Buckets{Rate: 1, Burst: 20, Max: 1}

@@ -40,7 +40,8 @@ type session struct {
 	queue    []outMsg // [head:] waits
 	head     int
 	lastID   uint16
-	cursor   cursor // what waits in the log
+	cursor   cursor   // what waits in the log
+	groups   []*group // of its shared subscriptions
 }
 
 // Session record, one version byte first:
@@ -145,15 +146,18 @@ func (ss *session) expired(now time.Time) bool {
 func (ss *session) drop() {
 	ss.mu.Lock()
 	subs := ss.subs
-	ss.subs, ss.inflight, ss.queue, ss.head = nil, nil, nil, 0
+	ss.subs = nil
+	ss.mu.Unlock()
+	for f := range subs { // a shared one takes back what it can give to others
+		if g, plain, ok := topic.Shared(f); ok {
+			ss.srv.subs.remove(ss, g, plain, true)
+		}
+	}
+	ss.mu.Lock()
+	ss.inflight, ss.queue, ss.head = nil, nil, 0
 	k := &ss.cursor
 	*k = cursor{reading: k.reading, saving: k.saving}
 	ss.mu.Unlock()
-	for f := range subs {
-		if g, plain, ok := topic.Shared(f); ok {
-			ss.srv.subs.remove(ss, g, plain)
-		}
-	}
 }
 
 // attach gives c the session of its client id: it ends a connection that has it,
@@ -331,6 +335,7 @@ func (s *Server) detach(c *conn, why cause) {
 	ss.mu.Lock()
 	ss.conn = nil
 	ss.mu.Unlock()
+	ss.away()
 
 	now := s.cfg.Now()
 	s.mu.Lock()

@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -43,38 +44,13 @@ type target struct {
 	ids         []uint32
 }
 
-// group is the members of one shared subscription.
-type group struct {
-	mu      sync.Mutex
-	members []target
-	next    int
-}
-
-// pick returns the next member in turn, one that is connected if there is any.
-func (g *group) pick() (target, bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	n := len(g.members)
-	for i := range n {
-		t := g.members[(g.next+i)%n]
-		if t.ss.online() {
-			g.next = (g.next + i + 1) % n
-			return t, true
-		}
-	}
-	if n == 0 {
-		return target{}, false
-	}
-	g.next = (g.next + 1) % n
-	return g.members[g.next], true
-}
-
 // subIndex finds the subscribers of a topic. Connections cache what match returns
 // per topic until gen moves.
 type subIndex struct {
 	gen   atomic.Uint64
 	count atomic.Int64 // of all subscriptions; 0 lets publishes pass without a look
 
+	srv    *Server
 	mu     sync.RWMutex
 	direct topic.Tree[*session, subscription]
 	shared topic.Tree[string, *group] // key: group name
@@ -90,7 +66,7 @@ func (x *subIndex) put(ss *session, groupName, filter string, sub subscription) 
 	}
 	g, ok := x.shared.Get(filter, groupName)
 	if !ok {
-		g = &group{}
+		g = &group{srv: x.srv, name: groupName, filter: filter}
 		x.shared.Put(filter, groupName, g)
 	}
 	g.mu.Lock()
@@ -106,10 +82,22 @@ func (x *subIndex) put(ss *session, groupName, filter string, sub subscription) 
 		}
 	}
 	g.members = append(g.members, t)
+	ss.mu.Lock()
+	ss.groups = append(ss.groups, g)
+	ss.mu.Unlock()
 	return true
 }
 
-func (x *subIndex) remove(ss *session, groupName, filter string) {
+// groups are all shared subscriptions.
+func (x *subIndex) groups() (all []*group) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	x.shared.Each(func(_ string, g *group) { all = append(all, g) })
+	return all
+}
+
+// remove ends a subscription; ended: with the session, see group.takeBack.
+func (x *subIndex) remove(ss *session, groupName, filter string, ended bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	defer x.changed()
@@ -129,6 +117,10 @@ func (x *subIndex) remove(ss *session, groupName, filter string) {
 			break
 		}
 	}
+	ss.mu.Lock()
+	ss.groups = slices.DeleteFunc(ss.groups, func(o *group) bool { return o == g })
+	ss.mu.Unlock()
+	g.takeBack(ss, ended)
 	if len(g.members) == 0 {
 		x.shared.Delete(filter, groupName)
 	}
@@ -198,6 +190,7 @@ func (c *conn) subscribe(head byte, body []byte) error {
 		sub    subscription
 	}
 	var sends []sendRetained
+	shared := false
 	ss := c.ss
 	for _, f := range s.Subs { // before anything is changed: these end the connection
 		name, plain, ok := topic.Shared(string(f.Filter))
@@ -246,6 +239,7 @@ func (c *conn) subscribe(head byte, body []byte) error {
 			continue
 		}
 		c.srv.subs.put(ss, name, plain, sub)
+		shared = shared || name != ""
 		codes[i] = packet.Code(f.QoS)
 		if name == "" && (f.RetainHandling == 0 || f.RetainHandling == 1 && !have) {
 			sends = append(sends, sendRetained{plain, sub})
@@ -255,12 +249,15 @@ func (c *conn) subscribe(head byte, body []byte) error {
 	b.acks = packet.AppendSuback(b.acks, packet.Version(c.Version), s.ID, codes)
 	b.strict = true
 	c.saveSession(b)
-	if len(sends) > 0 {
+	if len(sends) > 0 || shared {
 		prev := b.after
 		b.after = func() {
 			if prev != nil {
 				prev()
 			}
+			ss.mu.Lock()
+			ss.kick() // it may have room for what waits for a shared subscription
+			ss.mu.Unlock()
 			for _, x := range sends {
 				c.srv.sendRetained(ss, x.filter, x.sub)
 			}
@@ -309,7 +306,7 @@ func (c *conn) unsubscribe(head byte, body []byte) error {
 		case !have:
 			codes[i] = packet.NoSubscriptionExisted
 		default:
-			c.srv.subs.remove(ss, name, plain)
+			c.srv.subs.remove(ss, name, plain, false)
 		}
 	}
 	b := c.burst()

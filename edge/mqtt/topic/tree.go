@@ -93,6 +93,16 @@ func (t *Tree[K, V]) Match(name string, f func(K, V)) {
 	}
 }
 
+// Each calls f for every value.
+func (t *Tree[K, V]) Each(f func(K, V)) { t.root.all(f) }
+
+func (n *node[K, V]) all(f func(K, V)) { // as deep as the filters are: MaxLevels
+	n.each(f)
+	for _, c := range n.children {
+		c.all(f)
+	}
+}
+
 func (n *node[K, V]) each(f func(K, V)) {
 	for k, v := range n.vals {
 		f(k, v)
