@@ -1,12 +1,15 @@
 package edge
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"tailrace/storage"
 )
 
 // Alarm is something that an operator has to know now.
@@ -77,6 +80,8 @@ func (n *Node) checkAlarms() []Alarm {
 	for _, c := range st.Classes {
 		if c.Broken != nil {
 			add(alarmError, c.Class, "the disk refuses: %v; tried again by itself", c.Broken)
+		} else if c.Failing != nil && !errors.Is(c.Failing, storage.ErrFull) {
+			add(alarmError, c.Class, "the last commit failed: %v; the next is tried", c.Failing)
 		}
 		if c.Full {
 			add(alarmFull, c.Class, "no room: publishes are refused until the hub has taken data, the budget is raised or space is freed")

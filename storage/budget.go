@@ -13,7 +13,7 @@ const (
 	freeHeldFor       = 50 * time.Millisecond // a reader may hold what was dropped so long
 	freeCheckBytes    = 64 << 10              // and after so many bytes of our own, when space is scarce
 	maxBallast        = 16 << 20
-	minTailShare      = 8 // a tail of less than this share of a segment is not given up
+	minTailShare      = 8 // a tail with records of less than this share of a segment is not given up
 )
 
 // ballast is a file whose blocks are allocated and never written: space that is
@@ -181,18 +181,30 @@ func (c *committer) freeBytes() int64 {
 	now := time.Now()
 	scarce := c.left-c.since < 64*freeCheckBytes+l.cfg.MinFreeBytes
 	if c.freeAt.IsZero() || now.Sub(c.freeAt) >= freeCheckInterval || scarce && c.since >= freeCheckBytes {
-		left, err := l.s.cfg.FS.Free(l.segDir)
-		if err != nil {
-			left = -1
-		} else if left >= 0 { // the file system counts the tail's blocks as used already
-			left += max(c.allocated-c.tailSize, 0)
-		}
-		c.left, c.freeAt, c.since = left, now, 0
+		c.left, c.freeAt, c.since = c.askFree(), now, 0
 	}
 	if c.left < 0 {
 		return -1
 	}
 	return max(c.left-c.since, 0)
+}
+
+// askFree asks the file system, which counts the blocks that the tail was given as used.
+func (c *committer) askFree() int64 {
+	left, err := c.l.s.cfg.FS.Free(c.l.segDir)
+	if err != nil || left < 0 {
+		return -1
+	}
+	return left + max(c.allocated-c.tailSize, 0)
+}
+
+// lookAgain asks before anything is given up or refused: others may have made room. Less
+// than what is believed counts only once a reader cannot hold what was dropped any more.
+func (c *committer) lookAgain() {
+	left := c.askFree()
+	if now := time.Now(); left >= c.left-c.since || now.Sub(c.freeAt) > freeHeldFor {
+		c.left, c.freeAt, c.since = left, now, 0
+	}
 }
 
 // credit counts what was dropped as free at once: the file system may tell of it only
@@ -217,9 +229,7 @@ func (c *committer) mayFillReserve(size int64) bool {
 // asked for what the hub has, without waiting for it.
 func (c *committer) makeRoom(need, want int64, state bool) error {
 	l := c.l
-	if time.Since(c.freeAt) > freeHeldFor {
-		c.freeAt = time.Time{} // others may have made room since
-	}
+	c.lookAgain()
 	if c.noSpace {
 		c.noSpace = false
 		if free := c.freeBytes(); free >= 0 && free < 2*int64(l.cfg.SegmentBytes) { // the disk is full, whatever the limits say
@@ -304,7 +314,7 @@ func (c *committer) giveUp(need int64, lose bool) (freed int64, err error) {
 	if l.cfg.WhenFull == 0 || lose && l.cfg.WhenFull != DropOldest {
 		return 0, nil
 	}
-	if lose && l.tailSegment().size >= int64(l.cfg.SegmentBytes)/minTailShare && l.droppable() < need {
+	if lose && l.droppable() < need && c.tailRecords() >= c.leastTail() {
 		// All that is left is the tail. The newest goes on.
 		l.reserve.releaseBelow(l.reserve.size)
 		if err := c.roll(); err != nil {
@@ -377,6 +387,27 @@ func (l *classLog) droppable() (n int64) {
 		if seg.last > seg.first {
 			n += seg.size
 		}
+	}
+	return n
+}
+
+// leastTail is how many bytes of records a tail has to hold to be given up, since the
+// state is written forward for it.
+func (c *committer) leastTail() int64 {
+	c.l.state.mu.RLock()
+	defer c.l.state.mu.RUnlock()
+	return max(int64(c.l.cfg.SegmentBytes)/minTailShare, c.l.state.bytes/4)
+}
+
+// tailRecords is what the tail's retained batches take. The rest is state, which would be
+// written forward.
+func (c *committer) tailRecords() (n int64) {
+	for _, p := range c.tailParts {
+		p.mu.RLock()
+		for i := range p.tail {
+			n += int64(p.tail[i].size)
+		}
+		p.mu.RUnlock()
 	}
 	return n
 }

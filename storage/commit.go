@@ -14,7 +14,8 @@ import (
 
 const (
 	maxAppendBytes  = 64 << 20
-	stateEntryBytes = 512 << 10
+	stateEntryBytes = 16 << 10  // what TruncateFront leaves of a log is at least one entry
+	forwardBytes    = 512 << 10 // of state in one commit
 	maxReopenWait   = 30 * time.Second
 )
 

@@ -133,6 +133,33 @@ func TestFailedFsyncIsNeverRetried(t *testing.T) {
 
 // TestFailingDiskIsAskedAgainLater: while the disk fails appends are refused, and
 // the log comes back on its own when the disk does.
+// TestOneFailedCommitIsSaid: a disk that fails a commit and then opens the log anew is not
+// well before a commit succeeds.
+func TestOneFailedCommitIsSaid(t *testing.T) {
+	fs := &testFS{}
+	s := open(t, t.TempDir(), onFS(fs))
+	p := topic(t, s, "wind", 1).Partition(0)
+	var once sync.Once
+	fs.setHook(func(op, _ string) (err error) {
+		if op == "sync" {
+			once.Do(func() { err = syscall.EIO })
+		}
+		return err
+	})
+	a := s.NewAppend("")
+	a.Record(p, 1, nil, []byte("v"), nil)
+	if err := s.Commit(t.Context(), a); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	if c := s.Stats().Classes[0]; !errors.Is(c.Failing, syscall.EIO) || c.Broken != nil {
+		t.Errorf("failing %v, broken %v", c.Failing, c.Broken)
+	}
+	put(t, s, p, 1, "v")
+	if c := s.Stats().Classes[0]; c.Failing != nil {
+		t.Errorf("failing %v after a commit", c.Failing)
+	}
+}
+
 func TestFailingDiskIsAskedAgainLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fs := &testFS{}

@@ -177,8 +177,14 @@ type preallocator interface {
 // fails does not matter.
 func (l *classLog) preallocate(path string) {
 	l.c.allocated = 0
-	if a, ok := l.s.cfg.FS.(preallocator); ok && l.cfg.SegmentBytes <= maxPreallocate && a.Preallocate(path, int64(l.cfg.SegmentBytes)) == nil {
-		l.c.allocated = int64(l.cfg.SegmentBytes)
+	a, ok := l.s.cfg.FS.(preallocator)
+	size := int64(l.cfg.SegmentBytes)
+	if !ok || size > maxPreallocate {
+		return
+	}
+	// Not out of the reserve: what is given up needs it.
+	if free, err := l.s.cfg.FS.Free(l.segDir); err == nil && free >= max(l.cfg.MinFreeBytes, 0)+size && a.Preallocate(path, size) == nil {
+		l.c.allocated = size
 	}
 }
 

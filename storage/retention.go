@@ -201,7 +201,7 @@ func (l *classLog) removeFront(gone []*segment) {
 // forward writes everything that only entries up to index tell.
 func (c *committer) forward(index uint64) error {
 	for {
-		ops, all := c.l.state.forward(nil, index, stateEntryBytes)
+		ops, all := c.l.state.forward(nil, index, forwardBytes)
 		if err := c.writeOps(ops); err != nil {
 			return err
 		}

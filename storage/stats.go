@@ -35,15 +35,17 @@ func (st *logStats) add(entries []pendingEntry, bytes int64, fsyncs int, took ti
 		}
 	}
 	st.Commits++
+	st.Failing = nil
 	st.Fsyncs += uint64(fsyncs)
 	st.WrittenBytes += uint64(bytes)
 	st.CommitNanos += uint64(took)
 	st.LastCommit, st.LastCommitStart = commit, start
 }
 
-func (st *logStats) failed() {
+func (st *logStats) failed(err error) {
 	st.mu.Lock()
 	st.Failures++
+	st.Failing = err
 	st.mu.Unlock()
 }
 

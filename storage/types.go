@@ -142,6 +142,7 @@ type ClassStats struct {
 	CompactedBytes  uint64 // bytes they read and did not write again
 	CommitNanos     uint64 // spent from taking a group to its fsync's end
 	Broken          error  // why the log does not take appends now, or nil
+	Failing         error  // of the last commit, when the disk failed it; the log was opened anew
 	LastCommit      uint64
 	LastCommitStart time.Time
 }
