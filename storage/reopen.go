@@ -32,7 +32,7 @@ func (c *committer) ready() error {
 func (c *committer) fail(cause error) {
 	l := c.l
 	l.lg.Error("log failed; cutting back to what is durable", "err", cause)
-	l.stats.failed()
+	l.stats.failed(cause)
 	if errors.Is(cause, ErrFull) {
 		c.noSpace, c.freeAt = true, time.Time{}
 		l.stats.setFull(true)
