@@ -72,10 +72,11 @@ ecosystem: setup ## Kafka Connect, Streams, the Debezium sink into PostgreSQL an
 bench: ## Go benchmarks beside the code, with their physical floors
 	$(GO) test -run '^$$' -bench . -benchmem ./storage/... ./edge/mqtt/... ./uplink/... ./devices/...
 
-link-bench: ## goodput, live latency, first record, wire bytes per record, in virtual time; then the loopback ceiling
+link-bench: ## goodput, live latency, first record, wire bytes, in virtual time; the loopback ceiling; as root, over TUN between namespaces
 	$(GO) run ./cmd/bars -report -only link-simulated
 	$(GO) run ./cmd/bars -report -only wire-bytes
 	$(GO) test -run '^$$' -bench . -benchmem ./uplink/link ./uplink/wire/...
+	[ "$$(id -u)" != 0 ] || $(GO) test -count=1 -timeout 0 -run TestDrainsBetweenNamespaces ./uplink/link -netns
 
 soak: ## DAYS (100) seeded days of the link, and HISTORIES (5000) short ones: cuts, loss, no UDP, restarts, failing stores
 	$(GO) test -count=1 -timeout 0 -v ./uplink/link -run 'TestLongHistories' -soak.hours 24 -soak.count $(DAYS)

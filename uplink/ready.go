@@ -57,13 +57,14 @@ func (q *readyQueue) len() (n int) {
 	return n
 }
 
-// takeResend takes the first slice that is to be sent again and may be.
-func (s *Sender) takeResend(lane wire.Lane) *slice {
+// takeResend takes the first slice that is to be sent again and may be, by conn.
+func (s *Sender) takeResend(lane wire.Lane, conn int) *slice {
 	list := s.resend[lane]
 	for i := 0; i < len(list); i++ {
 		x := list[i]
-		if x.acked || x.want.part.priority >= s.floor[lane] {
+		if x.acked || x.want.part.priority >= s.floor[lane] && x.conn != conn {
 			s.resend[lane] = slices.Delete(list, i, i+1)
+			x.queued = false
 			if !x.acked {
 				return x
 			}

@@ -237,14 +237,14 @@ func (w *scriptWorld) command(line string) {
 		}
 		w.exchange()
 	case "next":
-		j, ok, wait := w.s.Next(lane(), w.now)
+		j, ok, wait := w.s.Next(lane(), int(num("conn", 0)), w.now)
 		if !ok {
 			fmt.Fprintf(&w.out, "nothing, wait %v\n", wait)
 			return
 		}
 		w.job(j)
 	case "send":
-		j, ok, wait := w.s.Next(lane(), w.now)
+		j, ok, wait := w.s.Next(lane(), int(num("conn", 0)), w.now)
 		if !ok {
 			fmt.Fprintf(&w.out, "nothing, wait %v\n", wait)
 			return
@@ -257,6 +257,12 @@ func (w *scriptWorld) command(line string) {
 			fmt.Fprintf(&w.out, "f%d: partition %d epoch %d [%d,%d), %d bytes\n", len(w.frames), f.Header.Partition, f.Header.Epoch, f.Header.Base, f.Header.Base+f.Header.Count, len(f.Batches))
 		}
 		w.exchange()
+	case "wrote":
+		if i := num("f", 0); i > 0 && i <= int64(len(w.frames)) {
+			w.s.Wrote(w.frames[i-1].f, w.now)
+		}
+	case "overdue":
+		fmt.Fprintf(&w.out, "%d sent again\n", w.s.Overdue(w.now, time.Duration(num("patience", 1000))*time.Millisecond))
 	case "recv":
 		if num("f", 0) > int64(len(w.frames)) {
 			fmt.Fprintln(&w.out, "no such frame")

@@ -119,6 +119,9 @@ type slice struct {
 	lane     wire.Lane
 	conn     int
 	acked    bool
+	wrote    time.Time // when the connection had all of it
+	again    bool      // overdue: sent by another connection too
+	queued   bool      // for that
 }
 
 // Job is one read of the node's log.
@@ -145,6 +148,8 @@ type Read struct {
 type Frame struct {
 	Header  wire.FrameHeader
 	Batches []byte // aliases Read.Batches
+
+	slice *slice
 }
 
 // Acked is what became durable at the hub.
@@ -328,9 +333,9 @@ func (s *Sender) Cancel(id uint32) {
 	}
 }
 
-// Next gives the next read for a lane. When there is none now, wait says how long
+// Next gives connection conn the next read for a lane. When there is none now, wait says how long
 // the rate limit forbids it, 0 = until something is fed.
-func (s *Sender) Next(lane wire.Lane, now time.Time) (j Job, ok bool, wait time.Duration) {
+func (s *Sender) Next(lane wire.Lane, conn int, now time.Time) (j Job, ok bool, wait time.Duration) {
 	for len(s.checks) > 0 {
 		w := s.checks[0]
 		s.checks = s.checks[1:]
@@ -342,7 +347,7 @@ func (s *Sender) Next(lane wire.Lane, now time.Time) (j Job, ok bool, wait time.
 		return Job{}, false, 0
 	}
 	if len(s.resend[lane]) > 0 { // paid for already
-		if x := s.takeResend(lane); x != nil {
+		if x := s.takeResend(lane, conn); x != nil {
 			return Job{Topic: x.want.part.name.topic, Index: x.want.part.name.index, From: x.from, To: x.to, MaxBytes: int(x.bytes), Lane: lane, want: x.want, resend: x}, true, 0
 		}
 	}
@@ -428,7 +433,7 @@ func (s *Sender) Done(j Job, r Read, conn int, now time.Time) (f Frame, ok bool)
 		w.lane = w.catchUp // more than a frame behind
 	}
 	s.queue(w)
-	return Frame{Header: wire.FrameHeader{Partition: w.part.id, Epoch: uint32(w.epoch), Base: first, Count: next - first}, Batches: r.Batches[:n]}, true
+	return Frame{Header: wire.FrameHeader{Partition: w.part.id, Epoch: uint32(w.epoch), Base: first, Count: next - first}, Batches: r.Batches[:n], slice: x}, true
 }
 
 // runOf is the run of contiguous batches at the start of b that begin before to:

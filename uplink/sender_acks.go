@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"maps"
 	"slices"
 
 	"tailrace/uplink/ranges"
@@ -12,13 +13,15 @@ const noConn = -1
 
 // Lost says that a connection died: what it carried and the hub did not ack is sent again.
 func (s *Sender) Lost(conn int) {
-	for _, w := range s.wants {
-		for _, x := range w.flight {
+	for _, id := range slices.Sorted(maps.Keys(s.wants)) {
+		for _, x := range s.wants[id].flight {
 			if x.conn == conn && !x.acked {
 				s.carried[conn] -= x.bytes
 				s.carried[noConn] += x.bytes
 				x.conn = noConn
-				s.resend[x.lane] = append(s.resend[x.lane], x)
+				if !x.queued {
+					s.resend[x.lane] = append(s.resend[x.lane], x)
+				}
 			}
 		}
 	}
@@ -184,5 +187,5 @@ func (s *Sender) resent(j Job, r Read, conn int) (Frame, bool) {
 	s.carried[x.conn] -= x.bytes
 	s.carried[conn] += x.bytes
 	x.conn = conn
-	return Frame{Header: wire.FrameHeader{Partition: x.want.part.id, Epoch: uint32(x.want.epoch), Base: first, Count: next - first}, Batches: r.Batches[:n]}, true
+	return Frame{Header: wire.FrameHeader{Partition: x.want.part.id, Epoch: uint32(x.want.epoch), Base: first, Count: next - first}, Batches: r.Batches[:n], slice: x}, true
 }

@@ -51,7 +51,7 @@ func (w *worker) run(ctx context.Context) error {
 		var wait time.Duration
 		s.mu.Lock()
 		if retiring := w.retire != nil && retire == nil; !retiring {
-			j, ok, wait = s.sender.Next(w.lane, time.Now())
+			j, ok, wait = s.sender.Next(w.lane, w.number, time.Now())
 		} else if s.sender.Carries(w.number) == 0 {
 			s.mu.Unlock()
 			return nil
@@ -133,6 +133,11 @@ func (w *worker) do(ctx context.Context, j uplink.Job) error {
 	w.out = out
 	if err != nil {
 		return fmt.Errorf("%s stream: %w", w.lane, err)
+	}
+	if w.lane != wire.LaneLive {
+		s.mu.Lock()
+		s.sender.Wrote(f, time.Now())
+		s.mu.Unlock()
 	}
 	return nil
 }

@@ -36,7 +36,9 @@ const (
 	pacerMemory   = time.Minute // of the highest capacity
 	pacerYielding = 2.5         // times the target at most, beside others
 	pacerPacket   = 1228
-	pacerPoints   = 512 // of a history: two and a half round trips at pacerTick or a 64th of a round trip
+	pacerPackets  = 8
+	pacerMost     = 200 * time.Millisecond // for these packets
+	pacerPoints   = 512                    // of a history: two and a half round trips at pacerTick or a 64th of a round trip
 )
 
 // pathSample is what the connections that carry the traffic say.
@@ -189,6 +191,10 @@ func (p *pacer) allowed(now time.Time) float64 {
 	return rate
 }
 
+// packetData is what a packet of 1200 bytes carries of a stream: quic-go sends what is left over of a
+// write in a packet of its own, so that a write of 1200 bytes takes two.
+const packetData = 1150
+
 // chunk is how much to write at once, a few milliseconds' worth.
 func (p *pacer) chunk() int {
 	p.mu.Lock()
@@ -197,7 +203,7 @@ func (p *pacer) chunk() int {
 	if rate == 0 {
 		return pacerChunk
 	}
-	return min(max(int(rate/100), 1200), pacerChunk)
+	return min(max(int(rate/100/packetData), 1)*packetData, pacerChunk)
 }
 
 // control looks at the path.
@@ -237,7 +243,8 @@ func (p *pacer) control(now time.Time) {
 	target := max(pacerTarget, base/6) + min(2*max(0, s.jitter-5*time.Millisecond), 100*time.Millisecond)
 	p.measure(now, base)
 	p.highest = max(p.highest*(1-min(1, since.Seconds()/pacerMemory.Seconds())), p.capacity)
-	if p.capacity > 0 {
+	if p.capacity > 0 { // a few packets on a slow link, whatever they take
+		target = max(target, min(time.Duration(pacerPackets*pacerPacket/p.capacity*1e9), pacerMost))
 		target = time.Duration(float64(target) * min(math.Sqrt(p.highest/p.capacity), pacerYielding))
 	}
 	if p.rate == 0 && p.queue <= target/2 || p.capacity == 0 {

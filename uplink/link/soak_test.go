@@ -7,6 +7,9 @@ import (
 	"fmt"
 	mrand "math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
+	"runtime/pprof"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -196,6 +199,10 @@ func longHistory(t *testing.T, seed uint64, length time.Duration) {
 		}
 	}
 	if grown > 2<<20 {
+		if f, err := os.Create(filepath.Join(t.ArtifactDir(), "heap")); err == nil { // kept with -artifacts
+			pprof.Lookup("heap").WriteTo(f, 0)
+			f.Close()
+		}
 		t.Errorf("the heap of both ends grew by %d bytes from the first quarter to the end", grown)
 	}
 	if len(s.w.sink.forks) > 0 {

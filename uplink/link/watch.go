@@ -60,7 +60,12 @@ func (s *session) watch() {
 		s.mu.Lock()
 		outstanding := s.sender.Outstanding()
 		backlog := s.sender.Pending(wire.LaneBulk)
-		s.mu.Unlock()
+		if n := s.sender.Overdue(now, max(time.Second, 3*q.SmoothedRTT)); n > 0 {
+			s.settle()
+			s.log.Debug("overdue slices go by another connection", "slices", n)
+		} else {
+			s.mu.Unlock()
+		}
 		l := lifeSign{acks: s.acks.Load(), answered: s.answered.Load(), latest: q.LatestRTT, smoothed: q.SmoothedRTT, spread: q.MeanDeviation}
 		if outstanding == 0 { // nothing that the hub could repeat: what comes answers us
 			l.packets = q.PacketsReceived
