@@ -88,6 +88,9 @@ type StorageConfig struct {
 	// Endurance is how many bytes the medium can take in its life, by its maker's word
 	// (TBW), for example 40TB; 0 = not stated. With it status and metrics project its life.
 	Endurance ByteSize `yaml:"endurance"`
+	// ScrubInterval is in what time all of the log is read once to find rot; 0 is 30 days,
+	// negative never. It never reads more than 1 MiB/s.
+	ScrubInterval time.Duration `yaml:"scrub_interval"`
 	// MaxTopics bounds the streams that topics of devices can create; default 1000.
 	MaxTopics int `yaml:"max_topics"`
 }

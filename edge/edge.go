@@ -219,7 +219,7 @@ func (n *Node) open() error {
 	sc := storage.Config{
 		Dir: c.Storage.Dir, FS: c.FS, NodeID: c.Node, OriginHeaders: true, Now: c.Now, Logger: n.logger.With("part", "storage"),
 		Folds: Folds(), NewEpoch: c.NewEpoch,
-		MaxBytes: int64(c.Storage.MaxSize),
+		MaxBytes: int64(c.Storage.MaxSize), ScrubInterval: c.Storage.ScrubInterval,
 	}
 	names := make([]string, 0, len(c.Storage.Classes))
 	for _, cc := range c.Storage.Classes {

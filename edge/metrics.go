@@ -37,6 +37,9 @@ var (
 	mLife       = metric{"tailrace_flash_life_years", "gauge", "What storage.endurance lasts from new at the rate since start."}
 	mAlarm      = metric{"tailrace_alarm", "gauge", "1 while the alarm is on: disk_full, disk_error, evicting, wear, file_system, refused_topic."}
 	mReserve    = metric{"tailrace_disk_reserve_bytes", "gauge", "Bytes kept allocated so that data can be given up on a full disk; 0 while they are in use."}
+	mScrubbed   = metric{"tailrace_storage_scrubbed_bytes_total", "counter", "Bytes of the log read to find rot since start."}
+	mScrubFound = metric{"tailrace_storage_scrub_damaged_total", "counter", "Segments in which that met damage since start."}
+	mHealed     = metric{"tailrace_storage_repaired_segments_total", "counter", "Segments repaired while the node ran, since start."}
 	mLost       = metric{"tailrace_lost_records_total", "counter", "Acknowledged records that this node gave up or lost since start."}
 	mRefused    = metric{"tailrace_ingest_refused_total", "counter", "Publishes and logins refused, by reason. unmatched and rule: look at the routes."}
 	mRule       = metric{"tailrace_route_records_total", "counter", "Publishes accepted by each route."}
@@ -161,6 +164,9 @@ func (n *Node) collect(e *exposition) {
 		e.add(mDisk, float64(c.DiskBytes), "class", c.Class)
 		e.add(mBudget, float64(c.MaxBytes), "class", c.Class)
 		e.add(mReserve, float64(c.Reserve), "class", c.Class)
+		e.add(mScrubbed, float64(c.ScrubbedBytes), "class", c.Class)
+		e.add(mScrubFound, float64(c.ScrubDamaged), "class", c.Class)
+		e.add(mHealed, float64(c.Healed), "class", c.Class)
 		e.add(mLost, float64(c.EvictedRecords), "class", c.Class, "reason", "evicted")
 		e.add(mLost, float64(c.DamagedRecords), "class", c.Class, "reason", "damaged")
 	}

@@ -36,6 +36,9 @@ type Config struct {
 
 	Nodes   []string      `yaml:"nodes"`   // globs of node ids that may connect; none = every certificate of the CA
 	Classes []ClassConfig `yaml:"classes"` // storage classes; default one, "data"
+	// ScrubInterval is in what time everything stored is read once to find rot; 0 is 30
+	// days, negative never. It never reads more than 1 MiB/s.
+	ScrubInterval Duration `yaml:"scrub_interval"`
 	// NodeRules says what each node may write; none = every node every topic.
 	NodeRules []NodeRule `yaml:"node_rules"`
 
@@ -374,7 +377,7 @@ func ParseLevel(s string) (slog.Level, error) {
 }
 
 func (c Config) storage() storage.Config {
-	sc := storage.Config{Dir: c.DataDir, FS: c.FS, Now: c.Now, Logger: c.Logger}
+	sc := storage.Config{Dir: c.DataDir, FS: c.FS, Now: c.Now, Logger: c.Logger, ScrubInterval: time.Duration(c.ScrubInterval)}
 	for _, k := range c.Classes {
 		policy, _ := storage.ParseFullPolicy(k.WhenFull) // checked by Validate; none without a budget
 		sc.Classes = append(sc.Classes, storage.ClassConfig{Name: k.Name, SegmentBytes: int(k.SegmentBytes),

@@ -68,6 +68,9 @@ var families = []family{
 	{"tailrace_storage_disk_bytes", "gauge", "Bytes of segments by storage class."},
 	{"tailrace_storage_budget_bytes", "gauge", "Disk budget by storage class, 0 = none."},
 	{"tailrace_storage_evicted_records_total", "counter", "Records given up for the disk budget, by storage class, since start."},
+	{"tailrace_storage_scrubbed_bytes_total", "counter", "Bytes of the log read to find rot, by storage class, since start."},
+	{"tailrace_storage_scrub_damaged_total", "counter", "Segments in which that met damage, by storage class, since start."},
+	{"tailrace_storage_repaired_segments_total", "counter", "Segments repaired while the hub ran, by storage class, since start."},
 	{"tailrace_storage_damaged_records_total", "counter", "Records lost to damage of the disk, by storage class, since start. Any increase: replace the disk."},
 	{"tailrace_storage_compacted_bytes", "gauge", "Bytes of the files of compacted partitions, part of the disk bytes, by storage class."},
 	{"tailrace_storage_compactions_total", "counter", "Compactions of partitions since start, by storage class."},
@@ -214,6 +217,9 @@ func (m *hubMetrics) collect() map[string][]sample {
 		add("tailrace_storage_disk_bytes", float64(c.DiskBytes), l...)
 		add("tailrace_storage_budget_bytes", float64(c.MaxBytes), l...)
 		add("tailrace_storage_evicted_records_total", float64(c.EvictedRecords), l...)
+		add("tailrace_storage_scrubbed_bytes_total", float64(c.ScrubbedBytes), l...)
+		add("tailrace_storage_scrub_damaged_total", float64(c.ScrubDamaged), l...)
+		add("tailrace_storage_repaired_segments_total", float64(c.Healed), l...)
 		add("tailrace_storage_damaged_records_total", float64(c.DamagedRecords), l...)
 		add("tailrace_storage_compacted_bytes", float64(c.CompactBytes), l...)
 		add("tailrace_storage_compactions_total", float64(c.Compactions), l...)
