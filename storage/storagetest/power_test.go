@@ -14,6 +14,7 @@ import (
 
 var (
 	oneSeed = flag.Uint64("seed", 0, "run this one history (0: those of -histories)")
+	first   = flag.Uint64("first-seed", 1, "the seed of the first of -histories")
 	count   = flag.Int("histories", 500, "how many seeded histories, of four power cuts each")
 )
 
@@ -101,7 +102,7 @@ func keep(t *testing.T, base string, seed uint64) {
 // Two thousand power cuts: what was acknowledged is there, nothing else is, in order, whole
 // appends only, and the state says the same as the records.
 func TestPowerCutsLoseNothingAcknowledged(t *testing.T) {
-	n, from := *count, uint64(1)
+	n, from := *count, *first
 	if testing.Short() {
 		n /= 10
 	}
@@ -122,7 +123,7 @@ func TestPowerCutsLoseNothingAcknowledged(t *testing.T) {
 		}
 		os.RemoveAll(base)
 	}
-	t.Logf("%d histories, %d power cuts, %v", n, 4*n, time.Since(start).Round(time.Millisecond))
+	t.Logf("seeds %d to %d: %d power cuts, %v", from, from+uint64(n)-1, 4*n, time.Since(start).Round(time.Millisecond))
 }
 
 // A history is what its seed says, so that a failure can be run again.
