@@ -24,11 +24,24 @@ func (s *source) lag() (records int64, backlog []wire.Backlog) {
 	return records, backlog
 }
 
+// kept is what stays here on purpose.
+func (s *source) kept() (out []wire.Backlog) {
+	for _, t := range s.store.Topics() {
+		if mode, _ := s.streams.replication(t.Name()); mode != wire.ModeOnDemand && !s.isRefused(t.Name()) {
+			continue
+		}
+		for _, p := range t.Partitions() {
+			out = append(out, wire.Backlog{Topic: t.Name(), Partition: p.Index(), Start: p.Start(), Next: p.HighWatermark(), Bytes: p.Bytes(), Kept: true})
+		}
+	}
+	return out
+}
+
 // lagOf is the lag of one partition. A live-first topic has holes: what lies above the
 // first one and is at the hub does not count.
 func (s *source) lagOf(topic string, p *storage.Partition) wire.Backlog {
 	next, off := p.HighWatermark(), s.ackedOffset(p)
-	b := wire.Backlog{Topic: topic, Partition: p.Index(), Next: next, Records: max(next-off-s.ackedAbove(p, off, next), 0)}
+	b := wire.Backlog{Topic: topic, Partition: p.Index(), Start: p.Start(), Next: next, Records: max(next-off-s.ackedAbove(p, off, next), 0)}
 	held := next - p.Start()
 	if b.Records == 0 || held <= 0 {
 		return b

@@ -253,6 +253,7 @@ func (n *Node) eachPartition(f func(TopicStatus)) {
 func (n *Node) wireStatus() wire.Status {
 	now := n.cfg.Now()
 	_, backlog := n.source.lag()
+	backlog = append(backlog, n.source.kept()...)
 	m := n.mqtt.Stats()
 	st := wire.Status{UptimeSec: int64(now.Sub(n.started).Seconds()), Devices: int64(m.Connections), Refused: int64(m.Refused)}
 	st.Clock = wire.Clock{UnixNano: now.UnixNano(), Trusted: n.clockTrusted()}
@@ -276,7 +277,7 @@ func (n *Node) wireStatus() wire.Status {
 	}
 	for i := range backlog {
 		b := &backlog[i]
-		if b.Records == 0 {
+		if b.Records == 0 && !b.Kept {
 			continue
 		}
 		st.Backlog = append(st.Backlog, *b)

@@ -79,6 +79,7 @@ type recvWant struct {
 	held     map[int64]heldFrame
 	ordered  bool
 	backfill bool // goes to the companion topic
+	asked    bool // by Ask
 }
 
 type heldFrame struct {
@@ -279,10 +280,26 @@ func (r *Receiver) Ask(topic string, index int, epoch wire.ID, want RangeSet, la
 				return fmt.Errorf("node %s may not write topic %s here", r.cfg.Node, topic)
 			}
 			r.send(p, &wire.Want{Partition: p.info.ID, Epoch: epoch, Ranges: want.Clone(), Lane: lane, CatchUp: lane, Rate: rate}, false, false)
+			p.wants[len(p.wants)-1].asked = true
 			return nil
 		}
 	}
 	return fmt.Errorf("node %s has no partition %s/%d", r.cfg.Node, topic, index)
+}
+
+// Withdraw takes back what was asked for by Ask of a topic. What was sent stays sent.
+func (r *Receiver) Withdraw(topic string) {
+	for _, p := range r.parts {
+		if p.info.Topic != topic {
+			continue
+		}
+		for _, w := range slices.Clone(p.wants) {
+			if w.asked {
+				r.out = append(r.out, &wire.Cancel{Want: w.id})
+				r.finish(w)
+			}
+		}
+	}
 }
 
 // skip moves next to the first offset that is wanted and neither delivered nor done.

@@ -89,6 +89,7 @@ It talks to a hub by default (http://127.0.0.1:8080). On site, point it at a nod
 		newReplay(&api),
 		newNodes(&api),
 		newLosses(&api),
+		newFetch(&api),
 		newExportBundle(&api),
 		newImportBundle(&api),
 		newDrain(&api),

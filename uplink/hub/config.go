@@ -67,7 +67,10 @@ type HTTPConfig struct {
 	Key       string `yaml:"key"`        // PEM file
 	ClientCA  string `yaml:"client_ca"`  // PEM file: callers need a certificate of this CA
 	TokenFile string `yaml:"token_file"` // callers send one of its lines: "Authorization: Bearer <line>", or as the password in a browser
-	ReadOnly  bool   `yaml:"read_only"`  // no POST of records
+	ReadOnly  bool   `yaml:"read_only"`  // no POST of records, nothing else that changes anything
+
+	// Fetch says which topics that stay at their nodes may be fetched; none = all.
+	Fetch []FetchRule `yaml:"fetch"`
 }
 
 // KafkaConfig is the Kafka protocol listener. Without TLS and a way to tell who
@@ -303,6 +306,7 @@ func (c Config) Validate() error {
 		}
 	}
 	validateNodeRules(c.NodeRules, bad)
+	validateFetch(c.HTTP.Fetch, bad)
 	for i, t := range c.Topics {
 		if _, err := path.Match(t.Match, "x"); err != nil || t.Match == "" {
 			bad("topics[%d]: match %q is not a pattern", i, t.Match)

@@ -26,6 +26,9 @@ import (
 //	GET  /api/v1/devices             ?after=&limit=   {"devices":[DeviceInfo],"next":"…"}
 //	GET  /api/v1/losses              ?node=&topic=&limit=   {"losses":[LossRow],"totals":[…]}
 //	POST /api/v1/drain               sends nodes away (drainRequest): {"told": n}
+//	GET  /api/v1/fetches             ?node=   {"fetches":[FetchInfo]}
+//	POST /api/v1/fetches             a fetchRequest: 202 and FetchInfo
+//	DELETE /api/v1/fetches/{id}      cancels
 //	POST /api/v1/bundles             a bundle (package bundle): BundleResult
 //	GET  /healthz /readyz /metrics   without authentication: healthz, readyz
 //	GET  /                           console
@@ -40,6 +43,7 @@ func (h *Hub) buildHandler() (http.Handler, error) {
 		mux.HandleFunc("POST /api/v1/bundles", h.serveBundle)
 		mux.HandleFunc("POST /api/v1/drain", h.serveDrain)
 	}
+	h.fetchRoutes(mux)
 	mux.HandleFunc("GET /api/v1/devices", h.serveDevices)
 	mux.HandleFunc("GET /api/v1/losses", h.serveLosses)
 	mux.HandleFunc("GET /metrics", h.serveMetrics)
@@ -50,7 +54,7 @@ func (h *Hub) buildHandler() (http.Handler, error) {
 	mux.Handle("/", ui)
 	mux.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
 		storehttp.WriteError(w, &storehttp.Error{Status: http.StatusNotFound, Code: "unknown_path", Message: "there is no " + r.URL.Path,
-			Hint: "see /api/v1/topics, /api/v1/nodes, /api/v1/devices, /api/v1/losses"})
+			Hint: "see /api/v1/topics, /api/v1/nodes, /api/v1/devices, /api/v1/losses, /api/v1/fetches"})
 	})
 
 	tokens, err := loadTokens(h.cfg.HTTP.TokenFile)
@@ -101,7 +105,8 @@ func (h *Hub) count(next http.Handler) http.Handler {
 
 // loadTokens reads the lines of a token file; empty lines and # are skipped.
 // Hashes are kept, so that comparing takes the same time for every length.
-func loadTokens(file string) ([][32]byte, error) {
+// A word "read-only" behind a token lets it read, and nothing else.
+func loadTokens(file string) ([]token, error) {
 	if file == "" {
 		return nil, nil
 	}
@@ -109,16 +114,21 @@ func loadTokens(file string) ([][32]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out [][32]byte
+	var out []token
 	for line := range bytes.Lines(b) {
 		line = bytes.TrimSpace(line)
 		if len(line) == 0 || line[0] == '#' {
 			continue
 		}
+		line, word, _ := bytes.Cut(line, []byte(" "))
+		word = bytes.TrimSpace(word)
+		if len(word) > 0 && string(word) != "read-only" {
+			return nil, fmt.Errorf("%s: %q behind a token: only read-only may stand there", file, word)
+		}
 		if len(line) < 16 {
 			return nil, fmt.Errorf("%s: a token has at least 16 characters (openssl rand -hex 24 makes one)", file)
 		}
-		out = append(out, sha256.Sum256(line))
+		out = append(out, token{sha256.Sum256(line), len(word) > 0})
 	}
 	if len(out) == 0 {
 		return nil, fmt.Errorf("%s holds no token", file)
@@ -126,21 +136,35 @@ func loadTokens(file string) ([][32]byte, error) {
 	return out, nil
 }
 
-func requireToken(next http.Handler, tokens [][32]byte) http.Handler {
+// token is one that opens the API.
+type token struct {
+	sum      [32]byte
+	readOnly bool
+}
+
+func requireToken(next http.Handler, tokens []token) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		if !ok { // a browser asks for a password
-			_, token, ok = r.BasicAuth()
+			_, given, ok = r.BasicAuth()
 		}
-		sum := sha256.Sum256([]byte(token))
-		match := 0
+		sum := sha256.Sum256([]byte(given))
+		match, may := 0, 0 // may: not only read
 		for i := range tokens {
-			match |= subtle.ConstantTimeCompare(sum[:], tokens[i][:])
+			same := subtle.ConstantTimeCompare(sum[:], tokens[i].sum[:])
+			match |= same
+			if !tokens[i].readOnly {
+				may |= same
+			}
 		}
 		if !ok || match != 1 {
 			w.Header().Set("WWW-Authenticate", `Basic realm="Tailrace: any user name, the token as password", charset="UTF-8"`)
 			storehttp.WriteError(w, &storehttp.Error{Status: http.StatusUnauthorized, Code: "unauthorized", Message: "a token is required",
 				Hint: "send Authorization: Bearer with a line of the hub's token file"})
+			return
+		}
+		if may != 1 && r.Method != http.MethodGet && r.Method != http.MethodHead {
+			storehttp.WriteError(w, &storehttp.Error{Status: http.StatusForbidden, Code: "read_only_token", Message: "this token may read only"})
 			return
 		}
 		next.ServeHTTP(w, r)

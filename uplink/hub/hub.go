@@ -40,6 +40,7 @@ type Hub struct {
 	api     *storehttp.Handler
 	metrics *hubMetrics
 	devices *deviceTracker
+	fetches *fetches
 	started time.Time
 
 	conn    net.PacketConn
@@ -93,6 +94,9 @@ func New(c Config) (_ *Hub, err error) {
 		return nil, err
 	}
 	if h.devices, err = newDeviceTracker(h); err != nil {
+		return nil, err
+	}
+	if h.fetches, err = newFetches(h); err != nil {
 		return nil, err
 	}
 	h.metrics = newMetrics(h)
@@ -332,6 +336,7 @@ func (h *Hub) Run(ctx context.Context) error {
 		return fmt.Errorf("listener for nodes: %w", err)
 	})
 	g.Go(func() error { h.devices.run(readCtx); return nil })
+	g.Go(func() error { h.fetches.run(linkCtx); return nil })
 	var srv *http.Server
 	if h.httpLn != nil {
 		// No ReadTimeout: it would end every stream after that time (net/http keeps

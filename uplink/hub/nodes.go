@@ -79,6 +79,7 @@ type savedPartition struct {
 
 	Mode     wire.Mode `cbor:"8,keyasint,omitempty"`
 	Priority int32     `cbor:"9,keyasint,omitempty"`
+	ID       uint32    `cbor:"10,keyasint,omitempty"` // the node's number for it in its last session
 }
 
 func (n *node) partition(topic string, partition int) *savedPartition {
@@ -150,7 +151,7 @@ func (h *Hub) saveNode(ctx context.Context, id string, wait bool) error {
 func (n *node) takeInventory(inv wire.Inventory) {
 	list := make([]savedPartition, 0, len(inv.Partitions))
 	for _, p := range inv.Partitions {
-		list = append(list, savedPartition{Topic: p.Topic, Partition: p.Partition, Start: p.Start, Next: p.Next, MaxTime: p.MaxTime, Bytes: p.Bytes, Mode: p.Mode, Priority: p.Priority})
+		list = append(list, savedPartition{Topic: p.Topic, Partition: p.Partition, Start: p.Start, Next: p.Next, MaxTime: p.MaxTime, Bytes: p.Bytes, Mode: p.Mode, Priority: p.Priority, ID: p.ID})
 	}
 	n.saved.Partitions = list
 }
@@ -164,7 +165,7 @@ func (n *node) takeStatus(st wire.Status, now time.Time) {
 	}
 	for _, b := range st.Backlog {
 		if p := n.partition(b.Topic, b.Partition); p != nil {
-			p.Next = max(p.Next, b.Next)
+			p.Next, p.Start = max(p.Next, b.Next), max(p.Start, b.Start)
 			p.Oldest = b.OldestMS
 			p.Bytes = b.Bytes
 		}

@@ -55,6 +55,9 @@ func (n *node) takeDrains(st wire.Status, now time.Time) {
 	}
 	n.drainedAt = now
 	for _, b := range st.Backlog {
+		if b.Kept {
+			continue
+		}
 		k := assignKey{topic: b.Topic, partition: b.Partition}
 		d := n.drains[k]
 		if d == nil {

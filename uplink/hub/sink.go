@@ -334,6 +334,7 @@ func (s sink) Append(ctx context.Context, o wire.Origin, batches []byte, done fu
 			s.appendFailed(o, err)
 		}
 		done(held, err)
+		s.h.fetches.poke()
 	})
 }
 
@@ -357,6 +358,7 @@ func (s sink) Declare(ctx context.Context, o wire.Origin, gaps []wire.Gap) (upli
 		s.appendFailed(o, err)
 		return nil, err
 	}
+	s.h.fetches.poke()
 	for _, g := range gaps {
 		s.h.log.Warn("records declared lost", "origin", o.String(), "ranges", g.Ranges.String(), "reason", g.Reason.String(), "detail", truncate(g.Detail, 200))
 	}
@@ -416,6 +418,7 @@ func (s sink) Connected(id string, info link.SessionInfo) {
 	n.drains = nil // a rate over an outage says nothing
 	n.saved.LastSeen, n.saved.Remote = now.UnixMilli(), info.Remote
 	s.h.nodes.mu.Unlock()
+	s.h.fetches.poke()
 	s.h.log.Info("node connected", "node", id, "remote", info.Remote, "software", info.Software)
 	s.h.saveNode(context.Background(), id, false)
 }

@@ -494,6 +494,10 @@ func (s *session) runCommands() {
 					r.Error = "expired before it was run"
 				case s.c.cfg.OnCommand != nil:
 					r = s.c.cfg.OnCommand(m)
+				default:
+					if x, ok := s.c.cfg.Source.(Commander); ok {
+						r = x.Command(m)
+					}
 				}
 				r.ID = m.ID
 				<-s.c.command

@@ -49,6 +49,12 @@ type Source interface {
 	Gaps() []GapProposal
 }
 
+// A Commander is a Source that answers the hub's commands, when ClientConfig.OnCommand is
+// nil. It runs on a goroutine of its own, one at a time.
+type Commander interface {
+	Command(c wire.Command) wire.CommandResult
+}
+
 // GapProposal is a gap of one partition and epoch.
 type GapProposal struct {
 	Topic     string

@@ -100,3 +100,31 @@ func FuzzFrames(f *testing.F) {
 		}
 	})
 }
+
+func FuzzLocate(f *testing.F) {
+	a, _ := wire.EncodeLocate(wire.Locate{Topic: "raw", From: 5, To: 9})
+	b, _ := wire.EncodeLocated(wire.Located{Oldest: 3, Ranges: []wire.PartitionRanges{{Partition: 1, Epoch: id(1), Ranges: wire.RangeSet{{From: 0, To: 5}}}}})
+	f.Add(a)
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if v, err := wire.DecodeLocate(b); err == nil {
+			if x, err := wire.EncodeLocate(v); err != nil || len(x) > len(b)+64 {
+				t.Fatalf("%+v: %v", v, err)
+			}
+		}
+		var v wire.Located
+		var err error
+		if n := allocated(func() { v, err = wire.DecodeLocated(b) }); n > 64<<10+200*uint64(len(b)) {
+			t.Fatalf("%d bytes made it allocate %d", len(b), n)
+		}
+		if err == nil {
+			again, err := wire.EncodeLocated(v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := wire.DecodeLocated(again); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}

@@ -43,7 +43,7 @@ func samples() map[string]wire.Message {
 		"ack":           &wire.Ack{Acks: []wire.PartitionRanges{{Partition: 3, Epoch: id(1), Ranges: rs}}, Credit: [3]uint64{10, 20, 30}},
 		"gap":           &wire.GapReport{Partition: 3, Epoch: id(1), Gaps: []wire.Gap{{Ranges: rs, Reason: wire.GapEvicted, At: 1_700_000_000_000, Detail: "disk budget"}}},
 		"fork":          &wire.Fork{Want: 9, Partition: 3, Epoch: id(1), Offset: 99, CRC: 1, Absent: true, Next: 50},
-		"status":        &wire.Status{Clock: clock, UptimeSec: 1, DiskBytes: 2, DiskBudget: 3, DiskFree: 4, WrittenBytes: 5, Fsyncs: 6, Devices: 7, Records: 8, Refused: 9, Dropped: 10, Backlog: []wire.Backlog{{Topic: "wind", Partition: 1, Next: 500, Records: 20, Bytes: 3000, OldestMS: 5}}, ConfigSeen: 11, Notes: []string{"card worn"}, Link: wire.LinkStatus{RTTMicros: 1, Reconnects: 2, BytesSent: 3, BytesLost: 4, SendErrors: 5, InFlightBytes: 6}},
+		"status":        &wire.Status{Clock: clock, UptimeSec: 1, DiskBytes: 2, DiskBudget: 3, DiskFree: 4, WrittenBytes: 5, Fsyncs: 6, Devices: 7, Records: 8, Refused: 9, Dropped: 10, Backlog: []wire.Backlog{{Topic: "wind", Partition: 1, Next: 500, Records: 20, Bytes: 3000, OldestMS: 5}, {Topic: "raw", Next: 9, Start: 3, Kept: true}}, ConfigSeen: 11, Notes: []string{"card worn"}, Link: wire.LinkStatus{RTTMicros: 1, Reconnects: 2, BytesSent: 3, BytesLost: 4, SendErrors: 5, InFlightBytes: 6}},
 		"config":        &wire.Config{Version: 3, Body: []byte("a: 1\n")},
 		"command":       &wire.Command{ID: 1, Name: "restart", Args: []byte{0xa0}, ExpireMS: 5},
 		"commandresult": &wire.CommandResult{ID: 1, Error: "no", Body: []byte{1}},

@@ -27,6 +27,8 @@ type Backlog struct {
 	Records   int64  `cbor:"4,keyasint"`
 	Bytes     int64  `cbor:"5,keyasint,omitempty"`
 	OldestMS  int64  `cbor:"6,keyasint,omitempty"` // ms since 1970 of the oldest unacked record
+	Start     int64  `cbor:"7,keyasint,omitempty"` // the node's first offset
+	Kept      bool   `cbor:"8,keyasint,omitempty"` // not a backlog: it stays at the node until it is asked for
 }
 
 // LinkStatus is the link as the node sees it.
