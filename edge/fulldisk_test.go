@@ -136,7 +136,7 @@ func TestFlashLife(t *testing.T) {
 	w.Disk(time.Minute, 1000+2000) // 1 MB in a minute
 	w.Tick(time.Minute, 600, 100_000)
 	f := w.Status()
-	if f.DeviceBytes != 1_024_000 || f.PerRecordByte != 10.24 || f.FsyncsPerMinute != 600 {
+	if f.DeviceBytes != 1_024_000 || f.PerPayloadByte != 10.24 || f.FsyncsPerMinute != 600 {
 		t.Errorf("%+v", f)
 	}
 	if years := 40e12 / (1.024e6 * 60 * 24 * 365); f.LifeYears < years*0.99 || f.LifeYears > years*1.01 {

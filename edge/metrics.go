@@ -26,13 +26,14 @@ var (
 	mCommits    = metric{"tailrace_commits_total", "counter", "Group commits since start. Records per commit is the gain of group commit."}
 	mFsyncs     = metric{"tailrace_fsyncs_total", "counter", "Fsyncs of segment files since start. On flash each costs a page and the journal."}
 	mWritten    = metric{"tailrace_written_bytes_total", "counter", "Bytes written to segment files since start."}
-	mPayload    = metric{"tailrace_record_bytes_total", "counter", "Bytes of record batches made durable since start."}
+	mBatches    = metric{"tailrace_record_bytes_total", "counter", "Bytes of record batches made durable since start."}
+	mPayload    = metric{"tailrace_payload_bytes_total", "counter", "Bytes that devices sent, as values of records made durable since start."}
 	mFailures   = metric{"tailrace_commit_failures_total", "counter", "Commits that failed: the disk refuses. Any increase needs a look at the disk."}
 	mDisk       = metric{"tailrace_disk_bytes", "gauge", "Bytes of segment files."}
 	mBudget     = metric{"tailrace_disk_budget_bytes", "gauge", "Disk budget of the class; 0 = none."}
 	mFree       = metric{"tailrace_disk_free_bytes", "gauge", "Free bytes on the file system of the log."}
 	mDevice     = metric{"tailrace_device_written_bytes_total", "counter", "Bytes the whole disk has written since start, journal and other programs included: what wears the flash."}
-	mDeviceRate = metric{"tailrace_device_bytes_per_record_byte", "gauge", "Device bytes per byte of record batches since start. High on SD cards: raise commit_interval."}
+	mDeviceRate = metric{"tailrace_device_bytes_per_payload_byte", "gauge", "Device bytes per byte that devices sent, since start. High on SD cards: raise commit_interval."}
 	mFsyncRate  = metric{"tailrace_fsyncs_per_minute", "gauge", "Fsyncs of segment files over the last minute."}
 	mLife       = metric{"tailrace_flash_life_years", "gauge", "What storage.endurance lasts from new at the rate since start."}
 	mAlarm      = metric{"tailrace_alarm", "gauge", "1 while the alarm is on: disk_full, disk_error, evicting, wear, file_system, refused_topic."}
@@ -156,7 +157,8 @@ func (n *Node) collect(e *exposition) {
 	st := n.store.Stats()
 	for _, c := range st.Classes {
 		e.add(mRecords, float64(c.Records), "class", c.Class)
-		e.add(mPayload, float64(c.RecordBytes), "class", c.Class)
+		e.add(mBatches, float64(c.RecordBytes), "class", c.Class)
+		e.add(mPayload, float64(c.PayloadBytes), "class", c.Class)
 		e.add(mCommits, float64(c.Commits), "class", c.Class)
 		e.add(mFsyncs, float64(c.Fsyncs), "class", c.Class)
 		e.add(mWritten, float64(c.WrittenBytes), "class", c.Class)
@@ -178,8 +180,8 @@ func (n *Node) collect(e *exposition) {
 	if f.DeviceBytes >= 0 {
 		e.add(mDevice, float64(f.DeviceBytes))
 	}
-	if f.PerRecordByte > 0 {
-		e.add(mDeviceRate, f.PerRecordByte)
+	if f.PerPayloadByte > 0 {
+		e.add(mDeviceRate, f.PerPayloadByte)
 	}
 	if f.LifeYears > 0 {
 		e.add(mLife, f.LifeYears)

@@ -55,8 +55,9 @@ type FlashStatus struct {
 	// DeviceBytes were written by the whole disk since start, other programs and the
 	// file system's journal included; -1 unknown.
 	DeviceBytes int64 `json:"device_bytes"`
-	// PerRecordByte is device bytes per byte of record batches; 0 while unknown.
-	PerRecordByte float64 `json:"device_bytes_per_record_byte"`
+	// PerPayloadByte is device bytes per byte that devices sent (values of records); 0
+	// while unknown.
+	PerPayloadByte float64 `json:"device_bytes_per_payload_byte"`
 	// FsyncsPerMinute over the last minute.
 	FsyncsPerMinute float64 `json:"fsyncs_per_minute"`
 	// EnduranceBytes is storage.endurance; LifeYears what it lasts from new at the
@@ -74,12 +75,12 @@ func (w *wear) status(now time.Time, st storage.Stats) FlashStatus {
 	f := FlashStatus{DeviceBytes: -1, EnduranceBytes: w.endurance}
 	var payload uint64
 	for _, c := range st.Classes {
-		payload += c.RecordBytes
+		payload += c.PayloadBytes
 	}
 	if s, ok := w.medium.sectorsWritten(w.sys); ok && w.sectors >= 0 {
 		f.DeviceBytes = (s - w.sectors) * 512
 		if payload > 0 {
-			f.PerRecordByte = float64(f.DeviceBytes) / float64(payload)
+			f.PerPayloadByte = float64(f.DeviceBytes) / float64(payload)
 		}
 		if up := now.Sub(w.started); w.endurance > 0 && up >= time.Minute {
 			perYear := float64(f.DeviceBytes) * float64(year) / float64(up)

@@ -39,7 +39,7 @@ func (w *Wear) Disk(at time.Duration, sectors int64) {
 
 func (w *Wear) Tick(at time.Duration, fsyncs, payload uint64) {
 	w.now = w.start.Add(at)
-	w.st = storage.Stats{Classes: []storage.ClassStats{{Fsyncs: fsyncs, RecordBytes: payload}}}
+	w.st = storage.Stats{Classes: []storage.ClassStats{{Fsyncs: fsyncs, PayloadBytes: payload}}}
 	w.w.tick(w.now, w.st)
 }
 

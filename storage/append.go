@@ -22,6 +22,7 @@ type Append struct {
 	nops  int
 	err   error // of a Set or Fold that cannot be stored; Submit reports it
 	now   bool  // does not wait for CommitInterval
+	value int64 // bytes of values, and of whole batches
 }
 
 // appendItem is a record (the tail in the arena) or a whole batch.
@@ -65,7 +66,7 @@ func (a *Append) Reset() {
 	if cap(a.items) > 1<<14 {
 		a.items = nil
 	}
-	a.arena, a.items, a.ops, a.nops = a.arena[:0], a.items[:0], a.ops[:0], 0
+	a.arena, a.items, a.ops, a.nops, a.value = a.arena[:0], a.items[:0], a.ops[:0], 0, 0
 	if a.log != nil {
 		a.err = nil
 	}
@@ -120,12 +121,13 @@ func (a *Append) Record(p *Partition, ts int64, key, value []byte, headers []rec
 		}
 		a.arena = append(a.arena, st.originTail...)
 	}
-	a.record(p, ts, off)
+	a.record(p, ts, off, len(value))
 	return nil
 }
 
 // record notes the record that begins at off of the arena.
-func (a *Append) record(p *Partition, ts int64, off int) {
+func (a *Append) record(p *Partition, ts int64, off, value int) {
+	a.value += int64(value)
 	a.items = append(a.items, appendItem{p: p, ts: ts, off: int32(off), end: int32(len(a.arena)), count: 1})
 }
 
@@ -161,7 +163,8 @@ func (a *Append) RecordTail(p *Partition, ts int64, tail []byte) error {
 		a.arena = append(a.arena, tail[at+w:]...)
 		a.arena = append(a.arena, st.originTail...)
 	}
-	a.record(p, ts, off)
+	from := skipField(tail, 0)
+	a.record(p, ts, off, skipField(tail, from)-from)
 	return nil
 }
 
@@ -192,6 +195,7 @@ func (a *Append) Batch(p *Partition, b record.Batch, o *Origin) error {
 		a.arena = appendOrigin(a.arena, o)
 		originLen = len(a.arena) - off
 	}
+	a.value += int64(len(b))
 	a.arena = append(a.arena, b...)
 	a.items = append(a.items, appendItem{p: p, off: int32(off), end: int32(len(a.arena)), batch: true, origin: int32(originLen), count: int32(b.Count())})
 	return nil

@@ -30,6 +30,6 @@ func (a *Append) RecordParts(p *Partition, ts int64, key, value []byte, n int, s
 	b = append(b, static...)
 	b = append(b, more...)
 	a.arena = append(b, origin...)
-	a.record(p, ts, off)
+	a.record(p, ts, off, len(value))
 	return nil
 }

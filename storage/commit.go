@@ -44,6 +44,7 @@ type committer struct {
 	tailParts []*Partition
 
 	usual   int64     // about what a commit takes, see pad
+	value   int64     // Append.value of the commit that is being written
 	rolled  bool      // since the floor was looked at
 	left    int64     // of the file system at freeAt, and of the tail's blocks; negative when unknown
 	freeAt  time.Time // zero: ask again
@@ -153,6 +154,7 @@ func (c *committer) commitGroup() {
 		for i := range c.group {
 			if c.refused[i] == nil {
 				c.encode(c.group[i].a)
+				c.value += c.group[i].a.value
 			}
 		}
 		err = c.write()
@@ -255,7 +257,7 @@ func (c *committer) write() error {
 	c.tailSize = size
 	c.since += bytes
 	c.publish(begins, now)
-	c.l.stats.add(c.entries, bytes, fsyncs, time.Since(start), c.commit, c.lastStart)
+	c.l.stats.add(c.entries, c.value, bytes, fsyncs, time.Since(start), c.commit, c.lastStart)
 	return nil
 }
 
@@ -372,7 +374,7 @@ func (c *committer) clear() {
 		c.release(c.entries[i].buf)
 		c.entries[i] = pendingEntry{}
 	}
-	c.entries = c.entries[:0]
+	c.entries, c.value = c.entries[:0], 0
 	for i, p := range c.touched {
 		p.touched = false
 		p.next.Store(p.hw.Load()) // after a failure; else they are equal

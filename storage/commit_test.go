@@ -155,8 +155,8 @@ func TestOneFailedCommitIsSaid(t *testing.T) {
 		t.Errorf("failing %v, broken %v", c.Failing, c.Broken)
 	}
 	put(t, s, p, 1, "v")
-	if c := s.Stats().Classes[0]; c.Failing != nil {
-		t.Errorf("failing %v after a commit", c.Failing)
+	if c := s.Stats().Classes[0]; c.Failing != nil || c.PayloadBytes != 1 || c.Records != 1 {
+		t.Errorf("after a commit of 1 byte: failing %v, %d bytes in %d records", c.Failing, c.PayloadBytes, c.Records)
 	}
 }
 

@@ -25,7 +25,7 @@ func (s *Store) Stats() Stats {
 	return out
 }
 
-func (st *logStats) add(entries []pendingEntry, bytes int64, fsyncs int, took time.Duration, commit uint64, start time.Time) {
+func (st *logStats) add(entries []pendingEntry, value, bytes int64, fsyncs int, took time.Duration, commit uint64, start time.Time) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	for i := range entries {
@@ -34,6 +34,7 @@ func (st *logStats) add(entries []pendingEntry, bytes int64, fsyncs int, took ti
 			st.RecordBytes += uint64(len(entries[i].buf) - envelopeBytes - entries[i].origin)
 		}
 	}
+	st.PayloadBytes += uint64(value)
 	st.Commits++
 	st.Failing = nil
 	st.Fsyncs += uint64(fsyncs)

@@ -117,6 +117,7 @@ type ClassStats struct {
 	Class           string
 	Records         uint64 // made durable since Open
 	RecordBytes     uint64 // of their batches
+	PayloadBytes    uint64 // of their values: what devices sent; whole batches count as they are
 	Commits         uint64
 	Fsyncs          uint64 // of segment files
 	WrittenBytes    uint64 // to segment files, framing included

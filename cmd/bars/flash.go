@@ -151,6 +151,9 @@ func (e *env) flashRun(ctx context.Context, mkfs []string, interval string, dur 
 	written := float64(after.sectors-before.sectors) * 512
 	m.perByte, m.rate = written/float64(m.events*flashPayload), written/took.Seconds()
 	m.fsyncs = float64(after.fsyncs-before.fsyncs) / took.Minutes()
+	if told := float64(after.device - before.device); told < 0.95*written || told > 1.05*written {
+		return m, fmt.Errorf("the node's status tells of %.0f bytes written to the device, the block layer of %.0f", told, written)
+	}
 	m.log = float64(after.log-before.log) / float64(m.events*flashPayload)
 	return m, nil
 }
@@ -161,8 +164,8 @@ const (
 )
 
 type flashSample struct {
-	at                          time.Time
-	acked, sectors, fsyncs, log int64
+	at                                  time.Time
+	acked, sectors, fsyncs, log, device int64
 }
 
 // flashSample takes the counters once what lies in the page cache is written: it belongs
@@ -173,6 +176,9 @@ func (e *env) flashSample(run func(string, ...string) (string, error), l *rawloa
 	}
 	var status struct {
 		Store struct {
+			Flash struct {
+				DeviceBytes int64 `json:"device_bytes"`
+			}
 			Classes []struct {
 				Fsyncs       int64
 				WrittenBytes int64 `json:"written_bytes"`
@@ -185,7 +191,7 @@ func (e *env) flashSample(run func(string, ...string) (string, error), l *rawloa
 	for _, c := range status.Store.Classes {
 		s.fsyncs, s.log = s.fsyncs+c.Fsyncs, s.log+c.WrittenBytes
 	}
-	s.at, s.acked = time.Now(), l.Progress().Acked
+	s.at, s.acked, s.device = time.Now(), l.Progress().Acked, status.Store.Flash.DeviceBytes
 	s.sectors, err = sectors(loop)
 	return s, err
 }
