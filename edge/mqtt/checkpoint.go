@@ -110,11 +110,7 @@ func (s *Server) checkpoint(final bool) {
 		return
 	}
 	b := s.cfg.Backend.Begin(&Client{})
-	floor := binary.AppendUvarint([]byte{cursorVersion}, uint64(len(s.floor)))
-	for _, p := range slices.Sorted(maps.Keys(s.floor)) {
-		floor = appendPosition(floor, Position{p, s.floor[p]})
-	}
-	b.SetState(KindCursor, cursorFloor, floor)
+	b.SetState(KindCursor, cursorFloor, encodeFloor(s.floor))
 	for _, c := range changes {
 		b.SetState(KindCursor, cursorPrefix+c.ss.id, c.rec)
 	}
@@ -142,6 +138,29 @@ func (s *Server) checkpoint(final bool) {
 		c.ss.cursor.saved = string(c.rec)
 		c.ss.mu.Unlock()
 	}
+}
+
+func encodeFloor(floor map[uint32]int64) []byte {
+	b := binary.AppendUvarint([]byte{cursorVersion}, uint64(len(floor)))
+	for _, p := range slices.Sorted(maps.Keys(floor)) {
+		b = appendPosition(b, Position{p, floor[p]})
+	}
+	return b
+}
+
+// saveFloor makes the first floor durable before anybody can subscribe: without one the next
+// start would not know that what came meanwhile has yet to be offered.
+func (s *Server) saveFloor() {
+	b := s.cfg.Backend.Begin(&Client{})
+	b.SetState(KindCursor, cursorFloor, encodeFloor(s.floor))
+	done := make(chan error, 1)
+	b.Commit(func(err error) { done <- err })
+	if err := <-done; err != nil {
+		s.stats.CommitErrors.Add(1)
+		s.log.Error("first position not stored, deliveries may be missing after a crash", "error", err)
+		return
+	}
+	s.floorSaved = maps.Clone(s.floor)
 }
 
 // loadCursors takes the sessions up where the log says: their own records, then
@@ -202,6 +221,7 @@ func (s *Server) loadCursors() {
 	s.floor, s.floorSaved = floor, maps.Clone(floor)
 	if floor == nil { // the first start with positions: what is there was never offered
 		s.floor = s.ends()
+		s.saveFloor()
 		return
 	}
 	if s.subs.count.Load() == 0 {

@@ -66,7 +66,6 @@ func TestWhatWaitsForASessionSurvivesTheServer(t *testing.T) {
 			t.Run(fmt.Sprintf("killed=%v/checkpoints=%d", killed, checkpoints), func(t *testing.T) {
 				b := newBackend()
 				w := newWorld(t, b, inLog(b, 5))
-				w.s.Checkpoint()
 				w.enrol("sub", "t", 1)
 				w.publishAll(1, 0, 40)
 				for range checkpoints {
@@ -171,7 +170,6 @@ func TestQoS2DeliveryIsExactlyOnceOverKills(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 1))
 			b := newBackend()
 			w := newWorld(t, b, inLog(b, 4))
-			w.s.Checkpoint()
 			w.enrol("sub", "t", 2)
 			got := map[string]int{}
 			open := map[uint16]bool{} // received, not released

@@ -81,7 +81,6 @@ func TestSharedSubscriptionWaitsInTheLog(t *testing.T) {
 		t.Run(fmt.Sprintf("killed=%v", killed), func(t *testing.T) {
 			b := newBackend()
 			w := newWorld(t, b, inLog(b, 5))
-			w.s.Checkpoint()
 			w.enrol("a", "$share/g/t", 1)
 			w.enrol("b", "$share/g/t", 1)
 			w.publishAll(1, 0, 60)
@@ -181,7 +180,6 @@ func sharedOverKills(t *testing.T, seed uint64, qos byte) {
 	rnd := rand.New(rand.NewPCG(seed, uint64(qos)))
 	b := newBackend()
 	w := newWorld(t, b, inLog(b, 4))
-	w.s.Checkpoint()
 	names := []string{"a", "b", "c"}
 	got, open := map[string]int{}, map[string]map[uint16]bool{}
 	for _, m := range names {
