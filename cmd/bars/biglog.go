@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"time"
 
@@ -22,6 +23,7 @@ func bigLog(ctx context.Context, e *env) ([]row, error) {
 		big = 2 << 30
 	}
 	var open, lookup [2]time.Duration
+	var memory [2]int64
 	for i, size := range []int64{small, big} {
 		dir, err := e.sub("log")
 		if err != nil {
@@ -32,7 +34,7 @@ func bigLog(ctx context.Context, e *env) ([]row, error) {
 		if err != nil {
 			return nil, err
 		}
-		open[i], lookup[i] = m.open, m.lookup
+		open[i], lookup[i], memory[i] = m.open, m.lookup, m.memory
 	}
 	flat := func(v [2]time.Duration) bool { return v[1] <= max(2*v[0], 100*time.Millisecond) }
 	text := func(v [2]time.Duration) string {
@@ -40,18 +42,27 @@ func bigLog(ctx context.Context, e *env) ([]row, error) {
 	}
 	of := fmt.Sprintf("%d GB against 100 MB", big>>30)
 	cmd := "go run ./cmd/bars -only big-log"
+	perGB := float64(memory[1]-memory[0]) / float64(big-small) * 1e9
 	return []row{
 		{"open a log, " + of, "within 2x or 100 ms", text(open), flat(open), cmd},
 		{"look up by time, just opened, " + of, "within 2x or 100 ms", text(lookup), flat(lookup), cmd},
+		{"memory of an open log per GB, 8 topics", "at most 1 MB", fmt.Sprintf("%.2f MB", perGB/1e6), perGB <= 1e6, cmd},
 	}, nil
 }
 
-type logFigures struct{ open, lookup time.Duration }
+type logFigures struct {
+	open, lookup time.Duration
+	memory       int64 // what an open store holds
+}
 
-// measureLog writes a log of size bytes, in segments of 1 MiB as a node has, and
-// returns the median of five opens and of 50 lookups in a store just opened.
+// measureLog writes a log of size bytes, in segments as a node has them (1 MiB, with a
+// budget from 1 GiB on 4 MiB), and returns the median of five opens and of 50 lookups in a
+// store just opened.
 func measureLog(ctx context.Context, dir string, size int64) (logFigures, error) {
 	conf := storage.Config{Dir: filepath.Join(dir, "data"), NodeID: "node-1", RetentionInterval: -1, Classes: []storage.ClassConfig{{Name: "main"}}}
+	if size >= 1<<30 {
+		conf.Classes[0].SegmentBytes = 4 << 20
+	}
 	s, err := storage.Open(conf)
 	if err != nil {
 		return logFigures{}, err
@@ -87,12 +98,24 @@ func measureLog(ctx context.Context, dir string, size int64) (logFigures, error)
 	}
 	var m logFigures
 	var opens, lookups []time.Duration
+	heap := func() int64 {
+		var st runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&st)
+		return int64(st.HeapAlloc)
+	}
+	s = nil
+	before := heap()
 	for range 5 {
 		start := time.Now()
 		if s, err = storage.Open(conf); err != nil {
 			return m, err
 		}
 		opens = append(opens, time.Since(start))
+		if len(opens) == 1 {
+			m.memory = heap() - before
+		}
 		for i := range int64(10) { // places all over the log
 			want := n / 10 * i
 			want += topics - want%topics
@@ -114,5 +137,6 @@ func measureLog(ctx context.Context, dir string, size int64) (logFigures, error)
 	}
 	slices.Sort(opens)
 	slices.Sort(lookups)
-	return logFigures{opens[len(opens)/2], lookups[len(lookups)/2]}, nil
+	m.open, m.lookup = opens[len(opens)/2], lookups[len(lookups)/2]
+	return m, nil
 }
