@@ -79,7 +79,7 @@ func TestStreamsApplication(t *testing.T) {
 		}
 		for k := range turbines {
 			for w := range windows {
-				if last[fmt.Sprintf("WTG-%d@%d", k, t0+w*10_000)] == fmt.Sprint(int64(1)<<n-1) {
+				if last[fmt.Sprintf("WTG-%d@%d", k, t0+int64(w)*10_000)] == fmt.Sprint(int64(1)<<n-1) {
 					count++
 				}
 			}
