@@ -353,32 +353,3 @@ func TestAFailedWriteMeetsRotInTheTail(t *testing.T) {
 		plainRead(t, work)
 	}
 }
-
-// TestCheckKnowsTheSecondCopy: `tailrace check` sees that a closed log has lost its end
-// although it ends with a whole commit, and names a topic whose entry is damaged; repair
-// declares and writes again.
-func TestCheckKnowsTheSecondCopy(t *testing.T) {
-	h := makeHistory(t, 6)
-	cut := copyDir(t, h.clean)
-	b := mustRead(t, tailFile(t, cut))
-	mustWrite(t, tailFile(t, cut), b[:h.sizes[len(h.sizes)-3]])
-	hidden := copyDir(t, h.clean)
-	ranges := entriesOf(b)
-	damageFile(t, tailFile(t, hidden), ranges[1][0]+30, []byte("rot")) // the topic
-	for i, dir := range []string{cut, hidden} {
-		in, err := storage.Inspect(dir, nil)
-		if err != nil || !in.Lossy() || in.Classes[0].State["topic"] != 1 || in.Classes[0].Partitions[0].Topic != "wind" {
-			t.Fatalf("%d: %v %+v", i, err, in)
-		}
-		rep, err := storage.RepairDir(storage.RepairConfig{Dir: dir, FS: h.fs})
-		if err != nil || rep.After.Lossy() || rep.Epoch != 2 {
-			t.Fatalf("%d: %v %+v", i, err, rep)
-		}
-		s := open(t, dir, onFS(h.fs))
-		tp, ok := s.Topic("wind")
-		if want := []int64{3, 0}[i]; !ok || tp.Partition(0).HighWatermark() != 12 || int64(len(s.Losses())) != want-want/3 || repairs(s) != "" {
-			t.Fatalf("%d: topic %v, losses %+v, repairs %q", i, ok, s.Losses(), repairs(s))
-		}
-		s.Close()
-	}
-}
