@@ -81,18 +81,15 @@ func TestOneClassOnABadDisk(t *testing.T) {
 				t.Error("the metrics do not show the alarm")
 			}
 			fs.Heal()
-			deadline := time.Now().Add(60 * time.Second)
-			for i := 0; ; i++ {
-				if r := try(sick, "audit/a", fmt.Sprint("after ", i)); r == 0 {
-					break
-				} else if r < 0 {
+			i := 0
+			until(t, "the class takes something again", func() bool {
+				r := try(sick, "audit/a", fmt.Sprint("after ", i))
+				if r < 0 {
 					sick = client(t, n, fmt.Sprint("again", i))
 				}
-				if time.Now().After(deadline) {
-					t.Fatal("the class takes nothing any more")
-				}
-				time.Sleep(50 * time.Millisecond)
-			}
+				i++
+				return r == 0
+			})
 			if a := alarm(t, n, c.alarm); a.Kind != "" {
 				t.Errorf("the alarm stays: %+v", a)
 			}

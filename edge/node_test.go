@@ -84,6 +84,18 @@ mqtt:
 http: {address: "127.0.0.1:0"}
 `
 
+// until looks again and again whether ok holds.
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(90 * time.Second); !ok(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatalf("not within 90 s: %s", what)
+		}
+	}
+}
+
 func client(t testing.TB, n *edge.Node, id string) *paho.Client {
 	t.Helper()
 	c, err := net.Dial("tcp", n.MQTTAddrs()[0].String())
@@ -240,13 +252,7 @@ func TestAFullDiskIsToldAndNothingAcknowledgedIsLost(t *testing.T) {
 	src := n.Source()
 	inv := src.Inventory()
 	src.Acked("s", 0, inv.Epochs[len(inv.Epochs)-1].ID, ranges(0, pt.HighWatermark()))
-	for range 100 {
-		if publish(t, p, "a", body) == 0 {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatal("no room after the hub has everything")
+	until(t, "room after the hub has everything", func() bool { return publish(t, p, "a", body) == 0 })
 }
 
 func TestRecordsOfSeveralClassesAreDurableWithOneAcknowledgement(t *testing.T) {
@@ -296,25 +302,14 @@ routes: [{topic: "plant/{m}", stream: plant, key: "{m}"}]
 default: {reject: true}
 bridges: [{name: hall, brokers: ["mqtt://`+addr+`"], subscriptions: [{filter: "#"}]}]
 `)
-	deadline := time.Now().Add(10 * time.Second)
-	for !n.Status().Bridges[0].Connected {
-		if time.Now().After(deadline) {
-			t.Fatalf("bridge: %+v", n.Status().Bridges[0])
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	until(t, "the bridge is connected", func() bool { return n.Status().Bridges[0].Connected })
 	for i := range 3 {
 		if out, err := exec.Command("mosquitto_pub", "-p", port, "-q", "1", "-t", fmt.Sprint("plant/", i), "-m", fmt.Sprint(i)).CombinedOutput(); err != nil {
 			t.Fatalf("%v %s", err, out)
 		}
 	}
 	exec.Command("mosquitto_pub", "-p", port, "-q", "1", "-t", "elsewhere", "-m", "x").Run()
-	for len(values(t, n, "plant")) < 3 || n.Status().Bridges[0].Refused < 1 {
-		if time.Now().After(deadline) {
-			t.Fatalf("stored %q; %+v", values(t, n, "plant"), n.Status().Bridges[0])
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	until(t, "three are stored and one is refused", func() bool { return len(values(t, n, "plant")) == 3 && n.Status().Bridges[0].Refused == 1 })
 	if d := n.Status().Devices; d != 3 {
 		t.Errorf("%d devices known, want 3", d)
 	}

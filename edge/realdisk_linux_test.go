@@ -180,17 +180,6 @@ func (c *crowd) judge(n *edge.Node) {
 	}
 }
 
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(90 * time.Second)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 90 s: %s", what)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
 // TestEveryWriteFails: the block device answers writes of data with EIO, and later is well
 // again, as device-mapper's error target would. (The image of the file system is a file of
 // FUSE, which needs no module.)

@@ -4,7 +4,6 @@ package main
 
 import (
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,16 +50,7 @@ func TestSocketsOfSystemdAreTakenByName(t *testing.T) {
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ready := false
-	for deadline := time.Now().Add(30 * time.Second); !ready && time.Now().Before(deadline); time.Sleep(25 * time.Millisecond) {
-		if r, err := http.Get("http://" + d.http + "/readyz"); err == nil {
-			r.Body.Close()
-			ready = r.StatusCode == http.StatusOK
-		}
-	}
-	if !ready {
-		t.Fatal("not ready")
-	}
+	d.ready()
 	other, err := net.Dial("tcp", addrs[1])
 	if err != nil {
 		t.Fatal(err)

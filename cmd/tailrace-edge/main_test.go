@@ -90,17 +90,22 @@ func (d *daemon) start() {
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
-	for range 400 {
-		r, err := http.Get("http://" + d.http + "/readyz")
-		if err == nil {
+	d.ready()
+}
+
+func (d *daemon) ready() {
+	d.t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); <-tick.C {
+		if r, err := http.Get("http://" + d.http + "/readyz"); err == nil {
 			r.Body.Close()
 			if r.StatusCode == http.StatusOK {
 				return
 			}
 		}
-		time.Sleep(25 * time.Millisecond)
 	}
-	d.t.Fatalf("the daemon is not ready within 10 s\n%s", d.log.String())
+	d.t.Fatalf("the daemon is not ready within 30 s\n%s", d.log.String())
 }
 
 func (d *daemon) kill() {

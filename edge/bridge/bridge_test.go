@@ -153,15 +153,14 @@ func brokerAt(t testing.TB, addr, extra string) (string, *exec.Cmd) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	for range 200 {
-		if c, err := net.Dial("tcp", addr); err == nil {
+	until(t, "mosquitto listens", func() bool {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
 			c.Close()
-			return addr, cmd
 		}
-		time.Sleep(25 * time.Millisecond)
-	}
-	t.Fatal("mosquitto does not listen")
-	return "", nil
+		return err == nil
+	})
+	return addr, cmd
 }
 
 func publisher(t testing.TB, addr string) *paho.Client {
@@ -210,15 +209,21 @@ func run(t *testing.T, b *bridge.Bridge) (stop func()) {
 	})
 }
 
+// until looks again and again whether ok holds.
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(30 * time.Second); !ok(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatalf("not within 30 s: %s", what)
+		}
+	}
+}
+
 func connected(t *testing.T, b *bridge.Bridge) {
 	t.Helper()
-	for range 400 {
-		if b.Stats().Connected {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("not connected: %+v", b.Stats())
+	until(t, "connected", func() bool { return b.Stats().Connected })
 }
 
 // A child process of TestKilledBridgeLosesNothingTheBrokerHad.
@@ -261,21 +266,12 @@ func TestKilledBridgeLosesNothingTheBrokerHad(t *testing.T) {
 		}
 		return out
 	}
-	until := func(what string, ok func([]string) bool) {
-		for range 1500 {
-			if ok(lines()) {
-				return
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-		t.Fatalf("%s: not within 15 s; %d lines", what, len(lines()))
-	}
 
 	cmd := child()
 	p := publisher(t, addr)
 	// The session exists from the first subscription on; before it the broker keeps nothing for us.
-	until("first message", func(l []string) bool {
-		if len(l) > 0 {
+	until(t, "first message", func() bool {
+		if len(lines()) > 0 {
 			return true
 		}
 		publish(t, p, "plant/start", "x")
@@ -300,7 +296,8 @@ func TestKilledBridgeLosesNothingTheBrokerHad(t *testing.T) {
 	}
 	defer func() { cmd.Process.Kill(); cmd.Wait() }()
 	last := fmt.Sprintf(" %d", n-1)
-	until("the last message", func(l []string) bool {
+	until(t, "the last message", func() bool {
+		l := lines()
 		for i := len(l) - 1; i >= 0; i-- {
 			if strings.HasSuffix(l[i], last) {
 				return true
@@ -351,12 +348,7 @@ func TestNothingIsAcknowledgedThatIsNotDurable(t *testing.T) {
 	for i := range 20 {
 		publish(t, p, "plant/a", fmt.Sprint(i))
 	}
-	for range 400 { // each attempt fails and reconnects
-		if b.Stats().Failed > 20 {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	until(t, "each attempt fails and reconnects", func() bool { return b.Stats().Failed > 20 })
 	if st := b.Stats(); st.Failed <= 20 || st.Stored != 0 || !strings.Contains(st.LastError, "disk full") {
 		t.Fatalf("while the disk refuses: %+v", st)
 	}
@@ -432,12 +424,7 @@ func TestBridgeComesBackAndSaysThatTheBrokerForgotTheSession(t *testing.T) {
 	sink.wait(t, "the first message", func(got []bridge.Message) bool { return len(got) == 1 })
 	first.Process.Kill()
 	first.Wait()
-	for range 400 {
-		if !b.Stats().Connected {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	until(t, "the end of the connection is seen", func() bool { return !b.Stats().Connected })
 	brokerAt(t, addr, "") // without persistence: it knows nothing any more
 	connected(t, b)
 	publish(t, publisher(t, addr), "plant/a", "2")
@@ -486,12 +473,7 @@ func TestBridgeOverTLSWithPassword(t *testing.T) {
 	}
 	stop := run(t, b)
 	defer stop()
-	for range 400 {
-		if strings.Contains(b.Stats().LastError, "refused") {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	until(t, "a refusal", func() bool { return strings.Contains(b.Stats().LastError, "refused") })
 	if st := b.Stats(); st.Connected || !strings.Contains(st.LastError, "refused") {
 		t.Fatalf("with a wrong password: %+v", st)
 	}
@@ -538,15 +520,7 @@ func TestOversizePacketsEndTheConnectionBeforeAnythingIsAllocated(t *testing.T) 
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: the connection stays open", name)
 		}
-		for range 200 {
-			if strings.Contains(b.Stats().LastError, "the broker sent") {
-				break
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-		if e := b.Stats().LastError; !strings.Contains(e, "the broker sent") {
-			t.Errorf("%s: %q", name, e)
-		}
+		until(t, name+": the reason", func() bool { return strings.Contains(b.Stats().LastError, "the broker sent") })
 		c.Close()
 		l.Close()
 		stop()
