@@ -14,7 +14,7 @@ KILLS ?= 1000
 HISTORIES ?= 5000
 DAYS ?= 100
 
-.PHONY: help run build test quick race check lint cross setup fuzz sim crash planted conformance ecosystem bench link-bench soak bars clean
+.PHONY: help run build test quick race check lint cross setup fuzz sim crash planted dup conformance ecosystem bench link-bench soak bars clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
@@ -63,7 +63,10 @@ crash: build ## the long forms of power cuts, failing calls, damage, mounted ima
 planted: ## plant twelve known bugs, one at a time: each must be found by the test named for it
 	@.ci/crash planted
 
-conformance: build ## the MQTT suites of Eclipse and mosquitto's wire cases (PAHO_MQTT_TESTING=dir MOSQUITTO=dir, else cloned)
+dup: ## kill -9 between fsync and PUBACK KILLS (200) times: what the device sends again is stored once
+	TAILRACE_KILLS=$(if $(filter file,$(origin KILLS)),200,$(KILLS)) $(GO) test -count=1 -v -timeout 0 ./cmd/tailrace-edge -run TestWhatWasDurableBeforeTheKillIsStoredOnce
+
+conformance: build ## the MQTT suites of Eclipse and mosquitto's wire cases (PAHO_MQTT_TESTING=dir MOSQUITTO=dir, else fetched)
 	@.ci/conformance
 
 ecosystem: setup ## Kafka Connect, Streams, the Debezium sink into PostgreSQL and MirrorMaker 2 on the hub (CI runs one of the last three a commit)
