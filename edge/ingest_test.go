@@ -41,8 +41,9 @@ default: {reject: true}
 	for range 20 {
 		round()
 	}
-	// What is left belongs to the commit (log segment, index), not to a publish.
-	if a := testing.AllocsPerRun(50, round); a > 30 {
+	// Nothing for a burst either; pools that the collector empties are made anew.
+	a := testing.AllocsPerRun(200, round)
+	if a > 2 {
 		t.Fatalf("%.0f allocations for a burst of 100 publishes", a)
 	}
 	if got := len(values(t, n, "wind")); got < 7000 {

@@ -24,6 +24,7 @@ type env struct {
 	dir   string
 	short bool
 	n     int
+	tls   string // of the listener of the nodes that are started, as in ", tls: {…}"
 }
 
 func (e *env) sub(name string) (string, error) {
@@ -188,11 +189,11 @@ storage:
   dir: data
   classes: [{name: main, when_full: reject, max_size: 4GiB, commit_interval: 0s}]
 mqtt:
-  listeners: [{address: "127.0.0.1:%d"}]
+  listeners: [{address: "127.0.0.1:%d"%s}]
   auth: {allow_anonymous: true}
 default: {stream: load}
 %shttp: {address: "127.0.0.1:%d"}
-`, mp, uplink, hp)
+`, mp, e.tls, uplink, hp)
 	if err := os.WriteFile(filepath.Join(dir, "edge.yaml"), []byte(conf), 0o600); err != nil {
 		return nil, "", "", err
 	}

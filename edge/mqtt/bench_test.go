@@ -137,7 +137,7 @@ func TestPublishAllocatesNothing(t *testing.T) {
 	}
 	per := testing.AllocsPerRun(2000, round) / 20
 	t.Logf("%.3f allocations per publish", per)
-	if per >= 0.1 {
+	if per >= 0.02 { // one for a burst of 20 is 0.05
 		t.Errorf("%.3f allocations per publish", per)
 	}
 }
