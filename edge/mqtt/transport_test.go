@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/csv"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -29,7 +30,7 @@ import (
 )
 
 // authority is a throw-away CA with a server and a client certificate.
-func authority(t *testing.T) (server, client tls.Certificate, pool *x509.CertPool) {
+func authority(t testing.TB) (server, client tls.Certificate, pool *x509.CertPool) {
 	t.Helper()
 	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, NotAfter: time.Now().Add(time.Hour), IsCA: true,
@@ -446,3 +447,41 @@ while len(acked) < 2000 and time.time() < end:
 c.disconnect()
 sys.exit(0 if len(acked) == 2000 else "only %d acked" % len(acked))
 `
+
+// A handshake that does not get on counts as a login that does not: its time and its places are
+// bounded, and others come in beside it.
+func TestAHandshakeThatStallsIsEnded(t *testing.T) {
+	server, _, pool := authority(t)
+	w := newWorld(t, newBackend(), func(c *mqtt.Config) { c.Limits.LoginTimeout, c.Limits.MaxLogins = time.Second, 20 })
+	addr := w.listen(mqtt.ListenerOptions{TLS: &tls.Config{Certificates: []tls.Certificate{server}}})
+	var stalled []net.Conn
+	for i := range 30 { // more than may log in at once: the oldest make room
+		nc, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		nc.Write([]byte("\x16\x03\x01\x02\x00\x01")[:i%7])
+		stalled = append(stalled, nc)
+	}
+	for _, nc := range stalled {
+		nc.SetReadDeadline(time.Now().Add(30 * time.Second))
+		for b := make([]byte, 64); ; { // an alert may come first
+			if _, err := nc.Read(b); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal("still open")
+			} else if err != nil {
+				break
+			}
+		}
+	}
+	nc, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: pool})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	d := &device{t: t, nc: nc, v: 4}
+	d.send(connect(4, opts{id: "x"}))
+	if p := d.next(); p[3] != 0 {
+		t.Errorf("CONNACK %x", p)
+	}
+}
