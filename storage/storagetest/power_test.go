@@ -6,6 +6,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -110,18 +113,31 @@ func TestPowerCutsLoseNothingAcknowledged(t *testing.T) {
 		n, from = 1, *oneSeed
 	}
 	dir := scratch(t)
-	start, failed := time.Now(), 0
-	for i := range uint64(n) {
-		seed := from + i
-		base := filepath.Join(dir, fmt.Sprint(seed))
-		if err := runPowerCuts(seed, base, 4); err != nil {
-			t.Errorf("%v", err)
-			keep(t, base, seed)
-			if failed++; failed == 3 {
-				t.Fatalf("stopped after %d histories", i+1)
+	start := time.Now()
+	var wg sync.WaitGroup
+	var failed atomic.Int64
+	seeds := make(chan uint64)
+	for range max(runtime.GOMAXPROCS(0), 2) {
+		wg.Go(func() {
+			for seed := range seeds {
+				base := filepath.Join(dir, fmt.Sprint(seed))
+				if err := runPowerCuts(seed, base, 4); err != nil {
+					t.Errorf("%v", err)
+					keep(t, base, seed)
+					failed.Add(1)
+				}
+				os.RemoveAll(base)
 			}
-		}
-		os.RemoveAll(base)
+		})
+	}
+	done := uint64(0)
+	for ; done < uint64(n) && failed.Load() < 3; done++ {
+		seeds <- from + done
+	}
+	close(seeds)
+	wg.Wait()
+	if done < uint64(n) {
+		t.Fatalf("stopped after seed %d", from+done-1)
 	}
 	t.Logf("seeds %d to %d: %d power cuts, %v", from, from+uint64(n)-1, 4*n, time.Since(start).Round(time.Millisecond))
 }
