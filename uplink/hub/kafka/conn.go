@@ -125,7 +125,12 @@ func (c *conn) one(ctx context.Context) error {
 	a := c.s.apis[h.key]
 	start := time.Now()
 	c.s.stats.request(a.key)
-	if h.key != kmsg.Produce.Int16() {
+	if h.key != kmsg.Produce.Int16() { // which has a decoder of its own
+		if h.flexible && h.version <= a.max {
+			if _, ok := soundFlexible(h.key, h.version, body); !ok {
+				return fmt.Errorf("%s v%d of %d bytes: %w", a.name, h.version, len(body), errShortRequest)
+			}
+		}
 		c.outstanding.Wait() // answers keep the order of the requests
 	}
 	if a.raw != nil {

@@ -69,3 +69,8 @@ func kerrOf(code int16) *kerr.Error {
 	e, _ := kerr.ErrorForCode(code).(*kerr.Error)
 	return e
 }
+
+// SoundFlexible checks a body of a flexible version before kmsg reads it.
+func SoundFlexible(key, version int16, body []byte) (rest []byte, ok bool) {
+	return soundFlexible(key, version, body)
+}
