@@ -24,11 +24,13 @@ type willDevice struct {
 	last []connection // by number - 1; guarded by mu
 }
 
-// connection is what became of one that was accepted.
+// connection is what became of an attempt to connect. What was not accepted may have a will
+// or none, but not two.
 type connection struct {
-	clean bool      // DISCONNECT was sent and the end of the connection read
-	ended time.Time // when the device saw its end
-	gone  bool      // nobody with this client id came back
+	accepted bool
+	clean    bool      // DISCONNECT was sent and the end of the connection read
+	ended    time.Time // when the device saw its end
+	gone     bool      // nobody with this client id came back
 }
 
 func (w *world) willDevices(ctx context.Context) (ds []*willDevice, wait func()) {
@@ -43,8 +45,11 @@ func (w *world) willDevices(ctx context.Context) (ds []*willDevice, wait func())
 
 func (d *willDevice) run(ctx context.Context) {
 	dies := d.w.start.Add(time.Duration(d.rng.IntN(40000)) * time.Millisecond) // or never
-	for n := 1; ; {
+	for n := 1; ; n++ {                                                        // each attempt has a will of its own: its CONNACK may be what gets lost
 		last := ctx.Err() != nil
+		d.mu.Lock()
+		d.last = append(d.last, connection{})
+		d.mu.Unlock()
 		conn, err := d.connect(n)
 		if err != nil {
 			if last {
@@ -57,12 +62,11 @@ func (d *willDevice) run(ctx context.Context) {
 		for k := range d.last {
 			d.last[k].gone = false
 		}
-		d.last = append(d.last, connection{})
 		d.mu.Unlock()
 		stay := time.Duration(200+d.rng.IntN(5000)) * time.Millisecond
 		_ = conn.SetReadDeadline(time.Now().Add(stay))
 		_, err = conn.Read(make([]byte, 1))
-		c := connection{gone: true}
+		c := connection{accepted: true, gone: true}
 		alive := errors.Is(err, context.DeadlineExceeded) || isDeadline(err)
 		forEver := last || time.Now().After(dies)
 		if alive && d.rng.IntN(2) == 0 {
@@ -80,7 +84,6 @@ func (d *willDevice) run(ctx context.Context) {
 		d.mu.Lock()
 		d.last[n-1] = c
 		d.mu.Unlock()
-		n++
 		if forEver {
 			d.w.say("%s is gone for ever, clean=%v", d.id, c.clean)
 			return
@@ -177,7 +180,7 @@ func (d *willDevice) judge(seen map[int]int, declared bool) (wills int, err erro
 	var errs []error
 	for n, times := range seen {
 		if n < 1 || n > len(d.last) {
-			errs = append(errs, fmt.Errorf("%s: a will of connection %d, which was never accepted", d.id, n))
+			errs = append(errs, fmt.Errorf("%s: a will of connection %d, which was never tried", d.id, n))
 		}
 		if times > 1 {
 			errs = append(errs, fmt.Errorf("%s: the will of connection %d is stored %d times", d.id, n, times))
@@ -185,6 +188,9 @@ func (d *willDevice) judge(seen map[int]int, declared bool) (wills int, err erro
 		wills += times
 	}
 	for i, c := range d.last {
+		if !c.accepted {
+			continue
+		}
 		n := i + 1
 		calm := d.w.calm(c.ended)
 		switch must := c.gone || calm; {
