@@ -46,6 +46,7 @@ var groups = []group{
 	{"end-to-end", endToEnd},
 	{"replay", kafkaReplay},
 	{"kafka-broker", kafkaBroker},
+	{"kafka-stalled", kafkaStalled},
 	{"big-log", bigLog},
 	{"flash", flash},
 	{"hostile", hostileMix},

@@ -59,7 +59,7 @@ func BenchmarkIngest(b *testing.B) {
 			sent := 0
 			for i := 0; b.Loop(); i++ {
 				from := int64(i/nodes) * perFrame
-				var frame []byte
+				frame := make([]byte, 0, 200<<10)
 				for at := from; at < from+perFrame; at += int64(perBatch) {
 					var bl record.Builder
 					bl.Reset(frame)
@@ -77,6 +77,9 @@ func BenchmarkIngest(b *testing.B) {
 			wg.Wait()
 			b.ReportMetric(float64(sent)/b.Elapsed().Seconds(), "records/s")
 			b.ReportMetric(float64(e.Stats().BytesStored)/float64(sent), "stored-B/record")
+			c := st.Stats().Classes[0]
+			b.ReportMetric(float64(sent)/float64(c.Commits), "records/commit")
+			b.ReportMetric(float64(c.CommitNanos)/float64(c.Commits)/1e6, "ms/commit")
 		})
 	}
 }
