@@ -221,6 +221,7 @@ func (s *session) samplePath() (p pathSample, ok bool) {
 		p.rtt, p.jitter = p.rtt/time.Duration(fresh), p.jitter/time.Duration(fresh)
 	}
 	p.sent = s.onLink
+	clear(workers) // a stripe that has ended is to be freed, its buffers and contexts with it
 	return p, ok
 }
 
