@@ -29,7 +29,7 @@ func kafkaStalled(ctx context.Context, e *env) ([]row, error) {
 	}
 	records, rounds, stalled := 300_000, 7, 50
 	if e.short {
-		records, rounds = 50_000, 5
+		records, rounds = 200_000, 5
 	}
 	value := make([]byte, 180)
 	for i := range value {
@@ -78,6 +78,9 @@ func kafkaStalled(ctx context.Context, e *env) ([]row, error) {
 			if _, err := c.Write(request); err != nil {
 				return nil, err
 			}
+		}
+		if with {
+			time.Sleep(3 * time.Second) // what they asked for was read and stands before them
 		}
 		r, err := produce()
 		for _, c := range conns {
