@@ -342,6 +342,7 @@ func TestPeerThatDoesNotReadItsAcks(t *testing.T) {
 	w := newWorld(t, b, func(c *mqtt.Config) { c.Limits.OutboundBytes = 4096; c.Limits.WriteTimeout = 1e9 })
 	mute, _ := w.login(4, opts{id: "mute"})
 	mute.nc.(*net.TCPConn).SetReadBuffer(2048)
+	mute.nc.SetDeadline(time.Time{}) // login has set one, and the server alone shall end this
 	go func() {
 		var p []byte
 		for range 2000 {
