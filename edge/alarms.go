@@ -18,7 +18,7 @@ type Alarm struct {
 	// until the disk works again), "evicting" (records that the hub does not have were
 	// given up in the last ten minutes), "wear" (the medium is worn out within a year
 	// at this rate), "file_system" (multiplies small writes, or may not survive a power cut),
-	// "refused_topic" (the hub's rules do not let this node write a topic; its records stay here).
+	// "budget" (a link's monthly budget is used up), "refused_topic" (the hub's rules do not let this node write a topic; its records stay here).
 	Kind    string    `json:"kind"`
 	Class   string    `json:"class,omitempty"` // storage class
 	Message string    `json:"message"`
@@ -32,12 +32,13 @@ const (
 	alarmWear       = "wear"
 	alarmFileSystem = "file_system"
 	alarmRefused    = "refused_topic"
+	alarmBudget     = "budget"
 
 	evictingFor  = 10 * time.Minute
 	minLifeYears = 1
 )
 
-var alarmKinds = []string{alarmFull, alarmError, alarmEvicting, alarmWear, alarmFileSystem, alarmRefused}
+var alarmKinds = []string{alarmFull, alarmError, alarmEvicting, alarmWear, alarmFileSystem, alarmRefused, alarmBudget}
 
 // alarms remembers since when each is on, and logs when one comes or goes.
 type alarms struct {
@@ -99,6 +100,11 @@ func (n *Node) checkAlarms() []Alarm {
 	if n.link != nil {
 		if refused := n.link.State().Refused; len(refused) > 0 {
 			add(alarmRefused, "", "%d topics are not taken by the hub, their records stay here: %s (%s)", len(refused), refused[0].Topic, refused[0].Reason)
+		}
+	}
+	for _, b := range n.budgets.status() {
+		if b.Monthly > 0 && b.Used >= b.Monthly {
+			add(alarmBudget, b.Name, "the monthly budget of link %s is used up: %d of %d bytes", b.Name, b.Used, b.Monthly)
 		}
 	}
 	return n.alarms.update(now, list)

@@ -70,6 +70,8 @@ type Config struct {
 	// KernelBoot names this boot of the machine and says how long it lasts; nil = what the
 	// kernel says. Without a name each start of the node counts as one.
 	KernelBoot func() (id string, up time.Duration) `yaml:"-"`
+	// Interface names the interface that leads to a hub; nil = what the kernel would take.
+	Interface func(hub string) string `yaml:"-"`
 	// PacketConn opens the uplink's socket; nil = UDP.
 	PacketConn func() (net.PacketConn, error) `yaml:"-"`
 	// Listen opens TCP listeners; nil = net.Listen.
@@ -289,6 +291,8 @@ type UplinkConfig struct {
 	// RateLimit is how many bytes a second the uplink may use; live records go first, and
 	// at once, and count. 0 = no limit.
 	RateLimit ByteSize `yaml:"rate_limit"`
+	// Links are classes of links by interface, each with its own limits; the first that fits counts.
+	Links []LinkConfig `yaml:"links"`
 	// TLS: this node's certificate and the CA of the hub. Required with Hubs.
 	TLS *ClientTLS `yaml:"tls"`
 	// Window is how many bytes may be under way; default 8MiB.
@@ -454,6 +458,7 @@ func (c Config) validate() error {
 		bad(err == nil && u.Scheme == "http" && u.Host != "", "uplink.proxy: want http://[user:password@]host:port")
 	}
 	bad(c.Uplink.RateLimit == 0 || c.Uplink.RateLimit >= 1<<10, "uplink.rate_limit %v: want at least 1KiB", c.Uplink.RateLimit)
+	c.validateLinks(bad)
 	if len(c.Uplink.Hubs) > 0 {
 		bad(c.Uplink.TLS != nil, "uplink.tls: required with hubs: {cert, key, ca}")
 	}

@@ -64,6 +64,7 @@ type Node struct {
 	mqtt       *mqtt.Server
 	bridges    []*bridge.Bridge
 	link       *link.Client // nil without hubs
+	budgets    *budgets     // nil without hubs
 	mqttAddrs  []net.Addr
 	httpAddr   net.Addr // nil when off
 	committing progressWatch
@@ -304,6 +305,7 @@ func (n *Node) open() error {
 	}); err != nil {
 		return fmt.Errorf("uplink: %w", err)
 	}
+	n.budgets = newBudgets(c, n.store, n.link, n.budgetTime)
 	return nil
 }
 
@@ -394,6 +396,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		unsubscribe := n.store.Subscribe(n.source.changed)
 		defer unsubscribe()
 		uplink.Go(func() error { n.link.Run(linkCtx); return nil })
+		uplink.Go(func() error { n.budgets.run(linkCtx); return nil })
 		if n.cfg.PacketConn == nil { // the kernel's news is of its own network, not of another one
 			uplink.Go(func() error {
 				if err := link.WatchLinkUp(linkCtx, n.link.LinkUp); linkCtx.Err() == nil {

@@ -21,6 +21,10 @@ var (
 	mLagSeconds = metric{"tailrace_lag_seconds", "gauge", "Age of the oldest record that the hub does not have yet; 0 = it has all."}
 	mWireRecs   = metric{"tailrace_wire_records_total", "counter", "Records sent to the hub since start, by topic."}
 	mWireBytes  = metric{"tailrace_wire_bytes_total", "counter", "Bytes of the frames that carried them, compressed. Over tailrace_wire_records_total: bytes per record on the wire."}
+	mLinkUsed   = metric{"tailrace_link_used_bytes", "gauge", "Bytes that a class of links has carried in this month's period, both ways, packet headers included."}
+	mLinkBudget = metric{"tailrace_link_budget_bytes", "gauge", "What it may carry in a period; 0 = no budget."}
+	mLinkCast   = metric{"tailrace_link_forecast_bytes", "gauge", "What it will have carried at the end of the period, at the mean rate so far."}
+	mLinkHeld   = metric{"tailrace_link_held", "gauge", "1 while the budget or the schedule of the link in use keeps something back; status says what."}
 	mLagBytes   = metric{"tailrace_lag_bytes", "gauge", "About how many bytes of batches the hub does not have yet."}
 	mRecords    = metric{"tailrace_records_total", "counter", "Records made durable since start."}
 	mCommits    = metric{"tailrace_commits_total", "counter", "Group commits since start. Records per commit is the gain of group commit."}
@@ -36,7 +40,7 @@ var (
 	mDeviceRate = metric{"tailrace_device_bytes_per_payload_byte", "gauge", "Device bytes per byte that devices sent, since start. High on SD cards: raise commit_interval."}
 	mFsyncRate  = metric{"tailrace_fsyncs_per_minute", "gauge", "Fsyncs of segment files over the last minute."}
 	mLife       = metric{"tailrace_flash_life_years", "gauge", "What storage.endurance lasts from new at the rate since start."}
-	mAlarm      = metric{"tailrace_alarm", "gauge", "1 while the alarm is on: disk_full, disk_error, evicting, wear, file_system, refused_topic."}
+	mAlarm      = metric{"tailrace_alarm", "gauge", "1 while the alarm is on: disk_full, disk_error, evicting, wear, file_system, refused_topic, budget."}
 	mReserve    = metric{"tailrace_disk_reserve_bytes", "gauge", "Bytes kept allocated so that data can be given up on a full disk; 0 while they are in use."}
 	mScrubbed   = metric{"tailrace_storage_scrubbed_bytes_total", "counter", "Bytes of the log read to find rot since start."}
 	mScrubFound = metric{"tailrace_storage_scrub_damaged_total", "counter", "Segments in which that met damage since start."}
@@ -227,6 +231,16 @@ func (n *Node) collect(e *exposition) {
 			up = 1
 		}
 		e.add(mLinkUp, up)
+		for _, b := range n.budgets.status() {
+			e.add(mLinkUsed, float64(b.Used), "link", b.Name)
+			e.add(mLinkBudget, float64(b.Monthly), "link", b.Name)
+			e.add(mLinkCast, float64(b.Forecast), "link", b.Name)
+			held := 0.0
+			if b.Held != "" {
+				held = 1
+			}
+			e.add(mLinkHeld, held, "link", b.Name)
+		}
 		for _, w := range n.link.Wire() {
 			e.add(mWireRecs, float64(w.Records), "topic", w.Topic)
 			e.add(mWireBytes, float64(w.Wire), "topic", w.Topic)

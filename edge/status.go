@@ -80,8 +80,23 @@ type UplinkStatus struct {
 	RTTMicros  int64     `json:"rtt_us"`
 	BytesSent  int64     `json:"bytes_sent"`
 	LagRecords int64     `json:"lag_records"`
+	// Links are the classes of links: what each may use, has used, and will.
+	Links []LinkInfo `json:"links,omitempty"`
 	// Refused are the streams that the hub does not take from this node, and why.
 	Refused []RefusedStream `json:"refused_topics,omitempty"`
+}
+
+// LinkInfo is one class of links.
+type LinkInfo struct {
+	Name      string    `json:"name"`
+	Interface string    `json:"interface,omitempty"` // in use; empty = this class is not
+	RateLimit int64     `json:"rate_limit_bytes"`    // per second, 0 = none
+	Monthly   int64     `json:"monthly_bytes"`       // 0 = no budget
+	Used      int64     `json:"used_bytes"`
+	Left      int64     `json:"left_bytes"`
+	Forecast  int64     `json:"forecast_bytes"` // used at the end of the period, at the mean rate so far
+	Ends      time.Time `json:"period_ends,omitzero"`
+	Held      string    `json:"held,omitempty"` // why something waits
 }
 
 // RefusedStream is a stream that the hub does not take.
@@ -172,6 +187,13 @@ func (n *Node) Status() Status {
 		l := n.link.State()
 		s.Uplink = &UplinkStatus{Connected: l.Connected, Hub: l.Hub, Since: l.Since.UTC(), LastError: l.LastError, Reconnects: l.Reconnects,
 			RTTMicros: l.RTT.Microseconds(), BytesSent: l.BytesSent, LagRecords: lag}
+		for _, b := range n.budgets.status() {
+			i := LinkInfo{Name: b.Name, Interface: b.Interface, RateLimit: b.RateLimit, Monthly: b.Monthly, Used: b.Used, Left: max(0, b.Monthly-b.Used), Forecast: b.Forecast, Held: b.Held}
+			if b.EndsMS > 0 {
+				i.Ends = time.UnixMilli(b.EndsMS).UTC()
+			}
+			s.Uplink.Links = append(s.Uplink.Links, i)
+		}
 		for _, r := range l.Refused {
 			s.Uplink.Refused = append(s.Uplink.Refused, RefusedStream{r.Topic, r.Reason})
 		}
@@ -267,6 +289,7 @@ func (n *Node) wireStatus() wire.Status {
 		st.Fsyncs += int64(c.Fsyncs)
 		st.Records += int64(c.Records)
 	}
+	st.Links = n.budgets.status()
 	for _, a := range n.checkAlarms() {
 		st.Notes = append(st.Notes, strings.TrimSpace(a.Kind+" "+a.Class)+": "+a.Message)
 	}

@@ -12,19 +12,31 @@ import (
 )
 
 type nodeInfo struct {
-	Node        string   `json:"node"`
-	State       string   `json:"state"`
-	Dark        bool     `json:"dark"`
-	Fenced      string   `json:"fenced"`
-	LastSeen    string   `json:"last_seen"`
-	LastSeenAgo float64  `json:"last_seen_seconds"`
-	LagRecords  int64    `json:"lag_records"`
-	LagBytes    int64    `json:"lag_bytes"`
-	LagSeconds  float64  `json:"lag_seconds"`
-	Lost        int64    `json:"lost_records"`
-	Stored      int64    `json:"stored_records"`
-	RTTSeconds  float64  `json:"rtt_seconds"`
-	OtherCopy   string   `json:"other_copy"`
+	Node        string  `json:"node"`
+	State       string  `json:"state"`
+	Dark        bool    `json:"dark"`
+	Fenced      string  `json:"fenced"`
+	LastSeen    string  `json:"last_seen"`
+	LastSeenAgo float64 `json:"last_seen_seconds"`
+	LagRecords  int64   `json:"lag_records"`
+	LagBytes    int64   `json:"lag_bytes"`
+	LagSeconds  float64 `json:"lag_seconds"`
+	Lost        int64   `json:"lost_records"`
+	Stored      int64   `json:"stored_records"`
+	RTTSeconds  float64 `json:"rtt_seconds"`
+	OtherCopy   string  `json:"other_copy"`
+	Status      struct {
+		Links []struct {
+			Name      string `json:"name"`
+			Interface string `json:"interface"`
+			Monthly   int64  `json:"monthly_bytes"`
+			Used      int64  `json:"used_bytes"`
+			Left      int64  `json:"left_bytes"`
+			Forecast  int64  `json:"forecast_bytes"`
+			Ends      string `json:"period_ends"`
+			Held      string `json:"held"`
+		} `json:"links"`
+	} `json:"status"`
 	ClockOffset float64  `json:"clock_offset_seconds"`
 	Drain       *float64 `json:"drain_seconds"`
 	Refused     []struct {
@@ -161,6 +173,22 @@ func printNodes(w io.Writer, ns []nodeInfo) error {
 	for _, n := range ns {
 		if n.Fenced != "" {
 			fmt.Fprintf(w, "%s is fenced: %s\n", n.Node, n.Fenced)
+		}
+		for _, l := range n.Status.Links {
+			if l.Interface == "" && l.Monthly == 0 {
+				continue
+			}
+			fmt.Fprintf(w, "%s: link %s (%s): %s used", n.Node, l.Name, dash(l.Interface), byteSize(l.Used))
+			if l.Monthly > 0 {
+				fmt.Fprintf(w, " of %s, %s left", byteSize(l.Monthly), byteSize(l.Left))
+			}
+			if l.Ends != "" {
+				fmt.Fprintf(w, ", %s expected until %.10s", byteSize(l.Forecast), l.Ends)
+			}
+			if l.Held != "" {
+				fmt.Fprintf(w, "; held back: %s", l.Held)
+			}
+			fmt.Fprintln(w)
 		}
 		for _, r := range n.Refused {
 			fmt.Fprintf(w, "%s: topic %s is not taken: %s\n", n.Node, r.Topic, r.Reason)

@@ -18,6 +18,9 @@ func (f fleet) Nodes() []console.Node {
 			LastSeen: time.UnixMilli(seen), RTT: time.Duration(n.RTTSeconds * float64(time.Second)),
 			LagRecords: n.LagRecords, LagBytes: n.LagBytes, LagSeconds: n.LagSeconds, Stored: n.Stored, Lost: n.Lost, Forks: n.Forks, DrainSeconds: n.DrainSeconds, ClockOffset: time.Duration(n.ClockOffset * float64(time.Second))}
 		if s := n.Status; s != nil {
+			for _, k := range s.Links {
+				c.Links = append(c.Links, console.Link{Name: k.Name, Interface: k.Interface, Held: k.Held, Ends: k.Ends, RateLimit: k.RateLimit, Monthly: k.Monthly, Used: k.Used, Left: k.Left, Forecast: k.Forecast})
+			}
 			c.Devices, c.DiskBytes, c.DiskBudget, c.Notes = s.Devices, s.DiskBytes, s.DiskBudget, s.Notes
 		}
 		for _, r := range n.Refused {

@@ -34,6 +34,10 @@ var families = []family{
 	{"tailrace_node_disk_budget_bytes", "gauge", "Disk budget of a node's log, 0 = none. Disk near budget with lag: data will be lost by policy."},
 	{"tailrace_node_devices", "gauge", "Devices connected to a node, as last reported."},
 	{"tailrace_node_refused_total", "counter", "Publishes a node refused since its boot. Any increase: devices are told no."},
+	{"tailrace_node_link_used_bytes", "gauge", "Bytes that a class of links of a node has carried in its period, as last reported."},
+	{"tailrace_node_link_budget_bytes", "gauge", "What it may carry in a period, 0 = no budget."},
+	{"tailrace_node_link_forecast_bytes", "gauge", "What it will have carried at the end of the period. Above the budget: raise it, or send less."},
+	{"tailrace_node_link_held", "gauge", "1 while a budget or a schedule of the link in use keeps something back at the node."},
 	{"tailrace_lag_records", "gauge", "Records a node has that are not here, by topic. Not shrinking while connected: the link is too slow or stuck."},
 	{"tailrace_lag_bytes", "gauge", "Bytes a node reported as not here, by topic."},
 	{"tailrace_lag_seconds", "gauge", "Age of the oldest record of a node that is not here, by topic; 0 = nothing is missing."},
@@ -151,6 +155,13 @@ func (m *hubMetrics) collect() map[string][]sample {
 			add("tailrace_node_disk_budget_bytes", float64(s.DiskBudget), l...)
 			add("tailrace_node_devices", float64(s.Devices), l...)
 			add("tailrace_node_refused_total", float64(s.Refused), l...)
+			for _, k := range s.Links {
+				l := []string{"node", n.Node, "link", k.Name}
+				add("tailrace_node_link_used_bytes", float64(k.Used), l...)
+				add("tailrace_node_link_budget_bytes", float64(k.Monthly), l...)
+				add("tailrace_node_link_forecast_bytes", float64(k.Forecast), l...)
+				add("tailrace_node_link_held", b2f(k.Held != ""), l...)
+			}
 		}
 		for _, t := range perTopic(n.Topics) {
 			l := []string{"node", n.Node, "topic", t.Topic}

@@ -209,19 +209,20 @@ type NodeInfo struct {
 
 // NodeStatusInfo is the last report of a node.
 type NodeStatusInfo struct {
-	At           string   `json:"at"`
-	UptimeSec    int64    `json:"uptime_seconds"`
-	DiskBytes    int64    `json:"disk_bytes"`
-	DiskBudget   int64    `json:"disk_budget_bytes"`
-	DiskFree     int64    `json:"disk_free_bytes"`
-	WrittenBytes int64    `json:"written_bytes"`
-	Fsyncs       int64    `json:"fsyncs"`
-	Devices      int64    `json:"devices"`
-	Records      int64    `json:"records"`
-	Refused      int64    `json:"refused"`
-	Dropped      int64    `json:"dropped"`
-	ClockTrusted bool     `json:"clock_trusted"`
-	Notes        []string `json:"notes,omitempty"`
+	At           string         `json:"at"`
+	UptimeSec    int64          `json:"uptime_seconds"`
+	DiskBytes    int64          `json:"disk_bytes"`
+	DiskBudget   int64          `json:"disk_budget_bytes"`
+	DiskFree     int64          `json:"disk_free_bytes"`
+	WrittenBytes int64          `json:"written_bytes"`
+	Fsyncs       int64          `json:"fsyncs"`
+	Devices      int64          `json:"devices"`
+	Records      int64          `json:"records"`
+	Refused      int64          `json:"refused"`
+	Dropped      int64          `json:"dropped"`
+	ClockTrusted bool           `json:"clock_trusted"`
+	Links        []NodeLinkInfo `json:"links,omitempty"` // classes of links with their budgets
+	Notes        []string       `json:"notes,omitempty"`
 }
 
 // NodeTopicInfo is the state of one topic partition of a node.
@@ -320,7 +321,7 @@ func (h *Hub) describe(id string, n *node, now time.Time) NodeInfo {
 		s := n.status
 		info.Status = &NodeStatusInfo{At: stamp(n.statusAt.UnixMilli()), UptimeSec: s.UptimeSec, DiskBytes: s.DiskBytes, DiskBudget: s.DiskBudget,
 			DiskFree: s.DiskFree, WrittenBytes: s.WrittenBytes, Fsyncs: s.Fsyncs, Devices: s.Devices, Records: s.Records, Refused: s.Refused,
-			Dropped: s.Dropped, ClockTrusted: s.Clock.Trusted, Notes: slices.Clone(s.Notes)}
+			Dropped: s.Dropped, ClockTrusted: s.Clock.Trusted, Links: linkInfos(s.Links), Notes: slices.Clone(s.Notes)}
 	}
 	info.Topics = h.topicInfos(id, n, epochs, now)
 	info.DrainSeconds = new(float64)

@@ -86,3 +86,23 @@ func (s sink) WireCount(id, topic string) *link.WireCount {
 	}
 	return c
 }
+
+// NodeLinkInfo is a class of links of a node, as it last reported.
+type NodeLinkInfo struct {
+	Name      string `json:"name"`
+	Interface string `json:"interface,omitempty"` // in use; empty = this class is not
+	RateLimit int64  `json:"rate_limit_bytes"`    // per second, 0 = none
+	Monthly   int64  `json:"monthly_bytes"`       // 0 = no budget
+	Used      int64  `json:"used_bytes"`          // in this period, both ways, packet headers included
+	Left      int64  `json:"left_bytes"`
+	Forecast  int64  `json:"forecast_bytes"` // at the end of the period, at the mean rate so far
+	Ends      string `json:"period_ends,omitempty"`
+	Held      string `json:"held,omitempty"` // why something waits
+}
+
+func linkInfos(list []wire.LinkBudget) (out []NodeLinkInfo) {
+	for _, l := range list {
+		out = append(out, NodeLinkInfo{truncate(l.Name, 100), truncate(l.Interface, 100), l.RateLimit, l.Monthly, l.Used, max(0, l.Monthly-l.Used), l.Forecast, stamp(l.EndsMS), truncate(l.Held, 200)})
+	}
+	return out
+}

@@ -14,6 +14,7 @@ var ErrNotConnected = errors.New("the node is not connected")
 type ClientState struct {
 	Connected     bool
 	Hub           string    // address in use, or last tried
+	Remote        string    // the hub's address on the network while connected; a session's last one stays
 	Transport     Transport // in use, or used last
 	Since         time.Time // of the present state
 	Session       wire.ID

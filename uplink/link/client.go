@@ -28,7 +28,9 @@ type Client struct {
 	mu      sync.Mutex // guards the following
 	state   ClientState
 	refused []RefusedTopic
-	wire    meters // has a lock of its own
+	policy  Policy
+	traffic traffic               // has a lock of its own
+	wire    meters                // has a lock of its own
 	live    map[*session]struct{} // at most two: the one in use and the one that replaces it
 }
 
@@ -41,7 +43,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{cfg: cfg, linkUp: make(chan struct{}, 1), command: make(chan struct{}, 1), live: map[*session]struct{}{}}, nil
+	return &Client{cfg: cfg, linkUp: make(chan struct{}, 1), command: make(chan struct{}, 1), live: map[*session]struct{}{}, policy: Open(cfg.RateLimit)}, nil
 }
 
 // LinkUp tells the client that the network changed for the better (an interface came
@@ -71,6 +73,7 @@ func (c *Client) State() ClientState {
 		l := cur.linkStatus()
 		st.RTT, st.BytesSent, st.InFlightBytes = time.Duration(l.RTTMicros)*time.Microsecond, l.BytesSent, l.InFlightBytes
 		st.ClockOffset = time.Duration(cur.clockOffset.Load())
+		st.Remote = cur.conn.RemoteAddr().String()
 	}
 	return st
 }
@@ -171,11 +174,13 @@ func (c *Client) watchSource(ctx context.Context) {
 	}
 }
 
-func (c *Client) register(s *session) {
+func (c *Client) register(s *session) Policy {
 	c.mu.Lock()
 	c.live[s] = struct{}{}
+	p := c.policy
 	c.mu.Unlock()
 	c.setRefused(nil) // said anew
+	return p
 }
 
 func (c *Client) unregister(s *session) {
@@ -293,7 +298,7 @@ func (d *dialer) handshake(ctx context.Context, conf *tls.Config, qc *quic.Confi
 		tctx, stop := context.WithTimeout(ctx, d.c.cfg.DialTimeout)
 		hctx, cancel := context.WithCancelCause(tctx)
 		if !again {
-			up := probePath(hctx, d.tr, d.addr, d.c.cfg.Probe, d.c.cfg.Rand)
+			up := probePath(hctx, d.tr, d.addr, d.c.cfg.Probe, d.c.cfg.Rand, &d.c.traffic)
 			go func() {
 				for {
 					select {
@@ -319,6 +324,7 @@ func (d *dialer) handshake(ctx context.Context, conf *tls.Config, qc *quic.Confi
 		if err == nil {
 			return quicConn{qconn}, nil
 		}
+		d.c.traffic.add(failedDial)
 		if again || !back || ctx.Err() != nil {
 			return nil, err
 		}
@@ -402,7 +408,7 @@ func (d *dialer) pause(ctx context.Context, beside *session) {
 	if d.addr != nil && !d.earliest.After(now) && d.socket() == nil {
 		pctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		up = probePath(pctx, d.tr, d.addr, d.c.cfg.Probe, d.c.cfg.Rand)
+		up = probePath(pctx, d.tr, d.addr, d.c.cfg.Probe, d.c.cfg.Rand, &d.c.traffic)
 	}
 	for {
 		select {

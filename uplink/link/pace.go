@@ -168,15 +168,15 @@ func (p *pacer) reserve(now time.Time, n int) time.Duration {
 
 // charge counts what went without asking: it delays bulk under an operator's limit.
 func (p *pacer) charge(now time.Time, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.limit == 0 {
 		return
 	}
-	p.mu.Lock()
 	if p.next.Before(now) {
 		p.next = now
 	}
 	p.next = p.next.Add(time.Duration(float64(n) / float64(p.limit) * 1e9))
-	p.mu.Unlock()
 }
 
 // allowed is how many bytes a second may be written.

@@ -58,7 +58,7 @@ func (s *Server) answerProbes(ctx context.Context, tr *quic.Transport) {
 }
 
 // probePath asks until ctx ends or an answer came; the channel has room for it.
-func probePath(ctx context.Context, tr *quic.Transport, to net.Addr, every time.Duration, rng *rand.Rand) <-chan pathUp {
+func probePath(ctx context.Context, tr *quic.Transport, to net.Addr, every time.Duration, rng *rand.Rand, count ...*traffic) <-chan pathUp {
 	if every < 0 {
 		return nil
 	}
@@ -75,6 +75,9 @@ func probePath(ctx context.Context, tr *quic.Transport, to net.Addr, every time.
 			binary.BigEndian.PutUint64(p[5:], first+i)
 			if _, err := tr.WriteTo(p[:], to); err != nil {
 				return
+			}
+			for _, t := range count {
+				t.add(probeOnALink)
 			}
 			select {
 			case <-ctx.Done():

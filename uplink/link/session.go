@@ -152,10 +152,11 @@ func open(ctx context.Context, c *Client, conn carrier, hub string, sequence uin
 	s.frame, s.mostFrame = min(frame, 64<<10), frame
 	s.sender = uplink.NewSender(uplink.SenderConfig{WindowBytes: int64(c.cfg.WindowBytes), LiveBytes: min(liveReadBytes, frame), FrameBytes: s.frame, MaxWants: maxWants}, inv, w.Credit)
 	s.pacer.sample, s.pacer.limit = s.samplePath, c.cfg.RateLimit
+	c.traffic.track(conn)
 	s.setPartitions(inv)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.proposeGaps()
-	c.register(s)
+	s.setPolicy(c.register(s))
 	s.wg.Go(s.readControl)
 	s.wg.Go(s.writeControl)
 	s.wg.Go(s.watch)

@@ -198,6 +198,7 @@ func (s *session) openStripe(number int) (*stripe, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.c.traffic.track(conn)
 	if err := s.joinBulk(ctx, conn, number); err != nil {
 		conn.close(codeOf(err), clip(err.Error()))
 		return nil, err

@@ -75,8 +75,8 @@ func check(m Message) error {
 			return bad("negative offset")
 		}
 	case *Status:
-		if len(m.Backlog) > MaxPartitions || len(m.Notes) > 64 {
-			return bad("%d backlogs and %d notes", len(m.Backlog), len(m.Notes))
+		if len(m.Backlog) > MaxPartitions || len(m.Notes) > 64 || len(m.Links) > 64 {
+			return bad("%d backlogs, %d notes and %d links", len(m.Backlog), len(m.Notes), len(m.Links))
 		}
 	case *Command:
 		return name("command", m.Name, 1)

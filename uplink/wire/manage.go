@@ -2,21 +2,22 @@ package wire
 
 // Status is the node's health, node to hub. Counters count since boot.
 type Status struct {
-	Clock        Clock      `cbor:"1,keyasint"`
-	UptimeSec    int64      `cbor:"2,keyasint,omitempty"`
-	DiskBytes    int64      `cbor:"3,keyasint,omitempty"` // used by the log
-	DiskBudget   int64      `cbor:"4,keyasint,omitempty"`
-	DiskFree     int64      `cbor:"5,keyasint,omitempty"`
-	WrittenBytes int64      `cbor:"6,keyasint,omitempty"` // to the device, for wear
-	Fsyncs       int64      `cbor:"7,keyasint,omitempty"`
-	Devices      int64      `cbor:"8,keyasint,omitempty"` // connected now
-	Records      int64      `cbor:"9,keyasint,omitempty"` // acknowledged to devices
-	Refused      int64      `cbor:"10,keyasint,omitempty"`
-	Dropped      int64      `cbor:"11,keyasint,omitempty"` // evicted before the hub had them
-	Backlog      []Backlog  `cbor:"12,keyasint,omitempty"`
-	ConfigSeen   uint64     `cbor:"13,keyasint,omitempty"` // Config.Version in force
-	Notes        []string   `cbor:"14,keyasint,omitempty"` // what a person should look at
-	Link         LinkStatus `cbor:"15,keyasint"`           // filled in by the link
+	Clock        Clock        `cbor:"1,keyasint"`
+	UptimeSec    int64        `cbor:"2,keyasint,omitempty"`
+	DiskBytes    int64        `cbor:"3,keyasint,omitempty"` // used by the log
+	DiskBudget   int64        `cbor:"4,keyasint,omitempty"`
+	DiskFree     int64        `cbor:"5,keyasint,omitempty"`
+	WrittenBytes int64        `cbor:"6,keyasint,omitempty"` // to the device, for wear
+	Fsyncs       int64        `cbor:"7,keyasint,omitempty"`
+	Devices      int64        `cbor:"8,keyasint,omitempty"` // connected now
+	Records      int64        `cbor:"9,keyasint,omitempty"` // acknowledged to devices
+	Refused      int64        `cbor:"10,keyasint,omitempty"`
+	Dropped      int64        `cbor:"11,keyasint,omitempty"` // evicted before the hub had them
+	Backlog      []Backlog    `cbor:"12,keyasint,omitempty"`
+	ConfigSeen   uint64       `cbor:"13,keyasint,omitempty"` // Config.Version in force
+	Notes        []string     `cbor:"14,keyasint,omitempty"` // what a person should look at
+	Link         LinkStatus   `cbor:"15,keyasint"`           // filled in by the link
+	Links        []LinkBudget `cbor:"16,keyasint,omitempty"` // classes of links, as the node is configured
 }
 
 // Backlog is what the hub does not have yet of one partition.
@@ -29,6 +30,18 @@ type Backlog struct {
 	OldestMS  int64  `cbor:"6,keyasint,omitempty"` // ms since 1970 of the oldest unacked record
 	Start     int64  `cbor:"7,keyasint,omitempty"` // the node's first offset
 	Kept      bool   `cbor:"8,keyasint,omitempty"` // not a backlog: it stays at the node until it is asked for
+}
+
+// LinkBudget is one class of links of a node: what it may use, has used, and will.
+type LinkBudget struct {
+	Name      string `cbor:"1,keyasint"`
+	Interface string `cbor:"2,keyasint,omitempty"` // in use; empty = this class is not
+	RateLimit int64  `cbor:"3,keyasint,omitempty"` // bytes per second
+	Monthly   int64  `cbor:"4,keyasint,omitempty"` // bytes, 0 = no budget
+	Used      int64  `cbor:"5,keyasint,omitempty"` // in this period
+	Forecast  int64  `cbor:"6,keyasint,omitempty"` // at its end
+	EndsMS    int64  `cbor:"7,keyasint,omitempty"` // of the period, ms since 1970; 0 = the clock is not known
+	Held      string `cbor:"8,keyasint,omitempty"` // why something waits; empty = nothing does
 }
 
 // LinkStatus is the link as the node sees it.

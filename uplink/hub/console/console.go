@@ -53,8 +53,15 @@ type Node struct {
 	Stored, Lost, Devices, DiskBytes, DiskBudget int64
 	DrainSeconds                                 *float64 // nil = not known
 	ClockOffset                                  time.Duration
+	Links                                        []Link
 	Notes, Forks                                 []string
 	Topics                                       []NodeTopic
+}
+
+// Link is a class of links of a node with its budget.
+type Link struct {
+	Name, Interface, Held, Ends              string
+	RateLimit, Monthly, Used, Left, Forecast int64
 }
 
 // NodeTopic is the state of one topic partition of a node.
