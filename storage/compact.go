@@ -120,7 +120,10 @@ func (s *Store) compact(all bool) error {
 			}
 			errs = append(errs, l.tidyClean(p))
 		}
-		errs = append(errs, l.sweepClean())
+		// While the log is broken nobody knows which files its last entry names.
+		if err := l.do(l.c.ready); err == nil {
+			errs = append(errs, l.sweepClean())
+		}
 		if moved {
 			errs = append(errs, l.do(l.c.retain))
 		}
@@ -239,7 +242,11 @@ func (l *classLog) compactPartition(p *Partition, rules *Compaction, now time.Ti
 	from, start := p.cleanTo, p.start
 	p.mu.RUnlock()
 	from = max(from, start)
-	to := p.compactableTo(from, now.Add(-rules.MinLag).UnixMilli())
+	limit := int64(math.MaxInt64) // also when the clock went back
+	if rules.MinLag > 0 {
+		limit = now.Add(-rules.MinLag).UnixMilli()
+	}
+	to := p.compactableTo(from, limit)
 	expired := p.oldestHorizon()
 	if to <= from && (expired == 0 || expired > now.UnixMilli()) {
 		return false, nil

@@ -2,6 +2,7 @@ package storage_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -541,5 +542,31 @@ func TestRotInACompactedPartition(t *testing.T) {
 				t.Fatalf("%d records after the repair, %d before", len(got), len(left))
 			}
 		})
+	}
+}
+
+// TestCompactionOfWhichTheOutcomeIsUnknown: the commit that names the new files fails, and
+// so does cutting it off. Whether the next start finds it or not, the files of both are there.
+func TestCompactionOfWhichTheOutcomeIsUnknown(t *testing.T) {
+	fs := &testFS{}
+	tb := newTable(t, rules(), onFS(fs))
+	tb.random(rand.New(rand.NewPCG(4, 4)), 100, 10)
+	tb.compact()
+	tb.random(rand.New(rand.NewPCG(5, 5)), 100, 10)
+	fs.setHook(func(op, name string) error {
+		if (op == "sync" || op == "truncate") && strings.Contains(name, "/log/") {
+			return errors.New("the disk has gone")
+		}
+		return nil
+	})
+	if err := tb.s.Compact(); !errors.Is(err, storage.ErrUncertain) && err == nil {
+		t.Fatalf("compaction on a broken disk: %v", err)
+	}
+	fs.setHook(nil)
+	crashed := &table{t: t, dir: copyDir(t, tb.dir), now: tb.now, all: tb.all}
+	crashed.open()
+	crashed.check(0)
+	if rows := crashed.s.Losses(); len(rows) > 0 {
+		t.Fatalf("lost: %+v", rows)
 	}
 }

@@ -93,7 +93,9 @@ func (s *Store) repairCompacted() error {
 		for _, p := range l.partitions() {
 			errs = append(errs, l.repairClean(p), l.tidyClean(p))
 		}
-		errs = append(errs, l.sweepClean())
+		if err := l.do(l.c.ready); err == nil {
+			errs = append(errs, l.sweepClean())
+		}
 	}
 	return errors.Join(errs...)
 }
