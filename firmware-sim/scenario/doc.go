@@ -5,12 +5,17 @@
 //
 //   - histories: the production parts of node and hub in one process, in simulated time
 //     (testing/synctest), on a simulated link (quic-go's simnet) and on disks that lose
-//     power (storage/storagetest). A seed decides about cuts, crashes and disk faults;
-//     a failing seed is printed and runs again with -seed.
+//     power (storage/storagetest). A seed decides about cuts, crashes and disk faults, and
+//     about a plan (plan.go): a node that gives up its oldest data, QoS 2, retained
+//     messages, wills, a hub whose disk is lost or comes back from a backup, a copy of the
+//     node's card in its place or beside it, a node that boots in 1970 or whose clock jumps.
+//     A failing seed is printed and runs again with -seed; -with forces features.
 //   - long outages: ten simulated minutes at 2,000 records a second.
 //   - package kill: the real daemons as processes, killed with SIGKILL while devices send.
 //
-// The checkers compare with the ledger; they do not sleep, retry or remove doubles.
+// The checkers compare with the ledger; they do not sleep, retry or remove doubles. Each
+// record that a node made durable is at the hub once, or declared once, by epoch and
+// offset, and the sum is that of the devices' own account, exactly.
 //
 // # What a history is, and is not
 //
@@ -24,6 +29,7 @@
 //
 //	go test ./firmware-sim/scenario -run TestHistories -histories 5000 -from 1
 //	go test ./firmware-sim/scenario -run TestHistories -seed 17 -logs -v
+//	go test ./firmware-sim/scenario -run TestHistories -histories 50 -with evict,clock-jumps
 //	go test ./firmware-sim/scenario -run TestLinkDown -v
 //	go test ./firmware-sim/scenario/kill -v -kills 200
 package scenario
