@@ -286,12 +286,14 @@ func TestFranzGoGroupSharesThePartitions(t *testing.T) {
 				mu.Lock()
 				fs.EachRecord(func(r *kgo.Record) {
 					seen[fmt.Sprint(r.Partition, "/", r.Offset)]++
-					total++
 				})
 				mu.Unlock()
 				if err := cl.CommitUncommittedOffsets(ctx); err != nil && ctx.Err() == nil {
 					t.Errorf("commit: %v", err)
 				}
+				mu.Lock()
+				total += fs.NumRecords() // committed: the client may be closed
+				mu.Unlock()
 				cl.AllowRebalance()
 			}
 		}()
