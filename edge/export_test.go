@@ -10,6 +10,7 @@ import (
 	"tailrace/edge/mqtt"
 	"tailrace/storage"
 	"tailrace/uplink/link"
+	"tailrace/uplink/wire"
 )
 
 // What the tests of package edge_test need beyond the public face.
@@ -19,6 +20,8 @@ func (n *Node) Backend() mqtt.Backend { return n.ingest }
 func (n *Node) Source() link.Source { return n.source }
 
 func (n *Node) AckedOffset(p *storage.Partition) int64 { return n.source.ackedOffset(p) }
+
+func (n *Node) Welcomed(w wire.Welcome) error { return n.source.welcomed(w) }
 
 func (n *Node) Healthy() bool { return n.healthy() }
 

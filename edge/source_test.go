@@ -61,6 +61,35 @@ func TestAcknowledgedOffsetIsTheEndOfTheFirstRunWithoutAHole(t *testing.T) {
 	}
 }
 
+// TestAcksOfAnotherStoreCountNoMore: at each welcome what was acknowledged before is
+// forgotten, and only what this hub's store says from then on counts.
+func TestAcksOfAnotherStoreCountNoMore(t *testing.T) {
+	n := node(t, plain+"default: {stream: s}\n")
+	p := client(t, n, "d")
+	for i := range 10 {
+		publish(t, p, "a", fmt.Sprint(i))
+	}
+	src := n.Source()
+	tp, _ := n.Store().Topic("s")
+	part, epoch := tp.Partition(0), src.Inventory().Epochs[0].ID
+	src.Acked("s", 0, epoch, ranges(0, 10))
+	if got := n.AckedOffset(part); got != 10 {
+		t.Fatalf("acked %d", got)
+	}
+	for store := range 2 {
+		if err := n.Welcomed(wire.Welcome{StoreID: wire.ID{byte(store + 1)}, StoreEpoch: 1}); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.AckedOffset(part); got != 0 {
+			t.Fatalf("store %d: acked %d by another", store, got)
+		}
+		src.Acked("s", 0, epoch, ranges(0, 4))
+		if got := n.AckedOffset(part); got != 4 {
+			t.Fatalf("store %d: acked %d", store, got)
+		}
+	}
+}
+
 // TestWhatIsGivenUpStaysProposedUntilTheHubHasIt: that the start has moved past a loss, and
 // the hub has acknowledged what comes behind it, does not mean that the hub knows of it.
 func TestWhatIsGivenUpStaysProposedUntilTheHubHasIt(t *testing.T) {
