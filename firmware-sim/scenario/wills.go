@@ -29,6 +29,7 @@ type willDevice struct {
 type connection struct {
 	accepted bool
 	clean    bool      // DISCONNECT was sent and the end of the connection read
+	unsure   bool      // DISCONNECT was sent, and nobody knows whether it was read
 	ended    time.Time // when the device saw its end
 	gone     bool      // nobody with this client id came back
 }
@@ -74,6 +75,7 @@ func (d *willDevice) run(ctx context.Context) {
 			_, err := conn.Write([]byte{0xe0, 0})
 			_, rerr := conn.Read(make([]byte, 1))
 			c.clean = err == nil && errors.Is(rerr, io.EOF)
+			c.unsure = !c.clean // the node may have read it or not
 		}
 		if !c.clean {
 			conn.(*memConn).reset()
@@ -188,7 +190,7 @@ func (d *willDevice) judge(seen map[int]int, declared bool) (wills int, err erro
 		wills += times
 	}
 	for i, c := range d.last {
-		if !c.accepted {
+		if !c.accepted || c.unsure {
 			continue
 		}
 		n := i + 1
