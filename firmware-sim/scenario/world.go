@@ -141,6 +141,7 @@ func (m *machine) on() error {
 		defer close(l.done)
 		for ctx.Err() == nil { // as an init system does
 			err := m.run(ctx, l.dir, fsys, l)
+			l.ended()
 			if ctx.Err() != nil {
 				return
 			}
@@ -206,6 +207,17 @@ func (l *life) die(seed uint64) {
 		r := mrand.New(mrand.NewPCG(seed, 5))
 		l.listener.kill(func() bool { return r.IntN(2) == 0 })
 	}
+}
+
+// ended closes what a daemon that ended has left open, as a kernel does: one that could not
+// start has not closed the socket that it was given, and its peer's packets would wait there.
+func (l *life) ended() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.sockets {
+		_ = s.Close()
+	}
+	l.sockets = nil
 }
 
 // off ends the daemon in order, as a shutdown does, and waits for it.
