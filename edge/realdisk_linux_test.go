@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -64,9 +65,29 @@ func (d *disk) mount(options ...string) {
 	d.device = filepath.Base(strings.TrimSpace(string(out)))
 }
 
+// unmount waits until nobody uses the file system, and until its loop device has let go of
+// the image: a mount of it would otherwise find the old one again, read-only as it is.
 func (d *disk) unmount() {
-	if err := syscall.Unmount(d.dir, 0); err != nil {
-		syscall.Unmount(d.dir, syscall.MNT_DETACH)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err := syscall.Unmount(d.dir, 0)
+		if errors.Is(err, syscall.EBUSY) && time.Now().Before(deadline) {
+			runtime.GC() // tidwall/wal does not close a file whose last fsync failed; its finalizer does
+			continue
+		}
+		if err != nil && !errors.Is(err, syscall.EINVAL) { // EINVAL: it is not mounted
+			fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+			for _, fd := range fds {
+				if to, _ := os.Readlink(fd); strings.HasPrefix(to, d.dir) {
+					d.t.Logf("%s is %s", fd, to)
+				}
+			}
+			d.t.Errorf("unmount: %v", err)
+			syscall.Unmount(d.dir, syscall.MNT_DETACH)
+			return
+		}
+		if out, err := exec.Command("losetup", "-j", d.image).Output(); err != nil || len(out) == 0 || time.Now().After(deadline) {
+			return
+		}
 	}
 }
 

@@ -15,7 +15,7 @@ func (OS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return osFile{f}, nil
+	return osFile{f, new(journal)}, nil
 }
 
 func (OS) ReadDir(dir string) ([]fs.DirEntry, error) { return os.ReadDir(dir) }
@@ -28,6 +28,14 @@ func (OS) Remove(name string) error { return os.Remove(name) }
 
 // osFile is an *os.File whose Sync is fdatasync: the time of the last change,
 // which fsync would add, costs a journal commit and is of no use to a log.
-type osFile struct{ *os.File }
+type osFile struct {
+	*os.File
+	journal *journal
+}
 
-func (f osFile) Sync() error { return datasync(f.File) }
+func (f osFile) Sync() error {
+	if err := datasync(f.File); err != nil {
+		return err
+	}
+	return f.journal.alive(f.File)
+}
