@@ -25,8 +25,6 @@ type table struct {
 	now   time.Time
 	mod   []func(*storage.Config)
 	all   []kv // every record ever appended, by offset
-	gone  map[int64]bool
-	seed  uint64
 	codec bool
 }
 
