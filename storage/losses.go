@@ -44,13 +44,20 @@ func (s *Store) lossRows(l *classLog) []Loss {
 func (s *Store) Losses() []Loss {
 	var rows []Loss
 	for _, l := range s.logs {
-		rows = append(rows, s.lossRows(l)...)
-		for _, p := range l.partitions() { // found by a reader a moment ago
+		var fresh []Loss // found by a reader a moment ago; asked for first, since each becomes a row
+		for _, p := range l.partitions() {
 			p.mu.RLock()
 			for _, h := range p.fresh {
-				rows = append(rows, Loss{Partition: p.id, Topic: p.topic.name, Index: p.index, From: h.from, To: h.to, Reason: LossDamaged, At: s.cfg.Now()})
+				fresh = append(fresh, Loss{Partition: p.id, Topic: p.topic.name, Index: p.index, From: h.from, To: h.to, Reason: LossDamaged, At: s.cfg.Now()})
 			}
 			p.mu.RUnlock()
+		}
+		durable := s.lossRows(l)
+		rows = append(rows, durable...)
+		for _, f := range fresh {
+			if !slices.ContainsFunc(durable, func(r Loss) bool { return r.Partition == f.Partition && r.From <= f.From && r.To >= f.To }) {
+				rows = append(rows, f)
+			}
 		}
 	}
 	return rows
