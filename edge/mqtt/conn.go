@@ -191,8 +191,8 @@ func (c *conn) enter() (ok bool) {
 	if err == nil {
 		err = c.login(crt)
 	}
-	c.admitted.login()
 	if err != nil {
+		c.admitted.refused()
 		c.stop(c.causeOf(err))
 	}
 	return err == nil

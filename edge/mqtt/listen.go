@@ -227,7 +227,8 @@ func addrOf(nc net.Conn) netip.Addr {
 	return ap.Addr().Unmap()
 }
 
-// admitted is one counted connection; Close and login give its places back once.
+// admitted is one counted connection; Close gives its places back once, welcome and
+// refused that among the logins.
 type admitted struct {
 	net.Conn
 	s       *Server
@@ -237,10 +238,12 @@ type admitted struct {
 	once    sync.Once
 }
 
-// welcome counts a client that is in.
+// welcome counts a client that is in, before it hears so: the next one finds its place
+// among the logins free.
 func (a *admitted) welcome() {
 	a.s.mu.Lock()
 	defer a.s.mu.Unlock()
+	a.s.loggedIn(a)
 	if n := a.s.byAddr[a.addr]; n != nil && !a.guest {
 		a.guest = true
 		n.guests++
@@ -307,17 +310,18 @@ func (s *Server) loggedIn(a *admitted) {
 	}
 }
 
-func (a *admitted) login() {
+// refused is the end of a login, before the client can see it.
+func (a *admitted) refused() {
 	a.s.mu.Lock()
 	defer a.s.mu.Unlock()
 	a.s.loggedIn(a)
 }
 
 func (a *admitted) Close() error {
-	a.login()
 	a.once.Do(func() {
 		a.s.mu.Lock()
 		defer a.s.mu.Unlock()
+		a.s.loggedIn(a)
 		a.s.admitted--
 		n := a.s.byAddr[a.addr]
 		if a.guest {
