@@ -176,15 +176,15 @@ func TestConsoleNeedsNothingFromElsewhere(t *testing.T) {
 func TestLiveChartFollowsTheTopic(t *testing.T) {
 	h := newHub(t, nil)
 	_, addr, _ := h.Addrs()
-	put := func(ts int, key string, v float64) {
+	put := func(ts int64, key string, v float64) {
 		t.Helper()
 		if w := call(h, "POST", "/api/v1/topics/wind/records", fmt.Sprintf(`{"records":[{"key":%q,"timestamp":%d,"value":{"seq":%d,"power_kw":%v}}]}`, key, ts, ts, v), nil); w.Code != 200 {
 			t.Fatal(w.Body)
 		}
 	}
 	for i := range 20 {
-		put(1_700_000_000_000+i*1000, "a", float64(i))
-		put(1_700_000_000_000+i*1000, "b", float64(-i))
+		put(1_700_000_000_000+int64(i)*1000, "a", float64(i))
+		put(1_700_000_000_000+int64(i)*1000, "b", float64(-i))
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()

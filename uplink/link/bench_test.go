@@ -14,7 +14,7 @@ import (
 // reading is a record like those of the recorded turbines, different each time.
 func reading(dst []byte, i int) []byte {
 	return fmt.Appendf(dst, `{"id":"T%02d","seq":%d,"ts":%d,"wind":%.2f,"power":%.1f,"rpm":%.2f,"pitch":%.2f,"temp":%.1f,"state":"run"}`,
-		i%6, i, 1_700_000_000_000+i*1000, float64(i*7919%2500)/100, float64(i*104729%20000)/10, float64(i*31%1800)/100, float64(i*17%900)/10, float64(i*13%400)/10)
+		i%6, i, 1_700_000_000_000+int64(i)*1000, float64(i*7919%2500)/100, float64(i*104729%20000)/10, float64(i*31%1800)/100, float64(i*17%900)/10, float64(i*13%400)/10)
 }
 
 // BenchmarkLoopback replicates a backlog over real UDP on this machine, both ends in

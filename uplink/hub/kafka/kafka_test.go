@@ -16,7 +16,7 @@ import (
 	"tailrace/uplink/hub/kafka"
 )
 
-const t0 = 1_700_000_000_000 // ms; the first record's time
+const t0 int64 = 1_700_000_000_000 // ms; the first record's time
 
 // hub is a store with a listener on it.
 type hub struct {

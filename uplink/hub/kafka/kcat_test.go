@@ -28,7 +28,7 @@ func (h *hub) kcat(stdin string, args ...string) string {
 func numbered(from, to int) string {
 	var b strings.Builder
 	for i := from; i < to; i++ {
-		fmt.Fprintf(&b, "%d k%d v%d %d mqtt.topic=wind/7\n", i, i, i, t0+i*1000)
+		fmt.Fprintf(&b, "%d k%d v%d %d mqtt.topic=wind/7\n", i, i, i, t0+int64(i)*1000)
 	}
 	return b.String()
 }
