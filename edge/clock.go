@@ -89,6 +89,39 @@ type clock struct {
 	notedAt time.Duration
 }
 
+// clockTrusted says whether the wall clock is right, as far as the kernel or the hub
+// can tell. Before the store is open: whether it is not certainly wrong.
+func (n *Node) clockTrusted() bool {
+	if n.clock != nil {
+		return n.clock.isTrusted()
+	}
+	return n.uplinkTLS == nil || n.uplinkTLS.Time == nil || !n.uplinkTLS.Time().After(n.cfg.Now())
+}
+
+// newClock watches the wall clock from the monotonic one.
+func (n *Node) newClock() *clock {
+	boot, up := n.cfg.KernelBoot()
+	if boot == "" {
+		id := n.store.Identity().BootID
+		boot = hex.EncodeToString(id[:])
+	}
+	base := time.Now()
+	c := &clock{node: n.cfg.Node, wall: n.cfg.Now, boot: boot, synced: n.cfg.ClockSynced, store: n.store, logger: n.logger.With("part", "clock"),
+		mono: func() time.Duration { return up + time.Since(base) }}
+	if n.uplinkTLS != nil {
+		c.floor = certFloor(n.uplinkTLS.Certificates[0].Leaf, buildTime())
+	}
+	c.offset = func() (time.Duration, bool) {
+		if n.link == nil {
+			return 0, false
+		}
+		st := n.link.State()
+		return st.ClockOffset + time.Since(n.cfg.Now()), st.Connected && time.Since(st.Since) > hubSettle // it is measured from time.Now, by heartbeats
+	}
+	c.load()
+	return c
+}
+
 // nexts is the end of each partition that has one: what is durable (an offset that is not
 // may be given to another record), or all that was appended.
 func (c *clock) nexts(end func(*storage.Partition) int64) map[storage.PartitionID]int64 {
