@@ -3,6 +3,8 @@ package kafka
 import (
 	"encoding/binary"
 	"errors"
+	"math"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -95,6 +97,17 @@ func (r *reader) uvarint() uint32 {
 	return 0
 }
 
+// compact reads the length of a compact string, bytes or array; -1 is null. One that no
+// frame can hold is bad, also where an int has 32 bits.
+func (r *reader) compact() int {
+	n := r.uvarint()
+	if n > math.MaxInt32 {
+		r.bad, r.b = true, nil
+		return -1
+	}
+	return int(n) - 1
+}
+
 func (r *reader) nullableString() string {
 	if n := r.int16(); n >= 0 {
 		return string(r.span(int(n)))
@@ -106,7 +119,7 @@ func (r *reader) nullableString() string {
 func (r *reader) str(flexible bool) (s string, ok bool) {
 	n := 0
 	if flexible {
-		n = int(r.uvarint()) - 1
+		n = r.compact()
 	} else {
 		n = int(r.int16())
 	}
@@ -119,7 +132,7 @@ func (r *reader) str(flexible bool) (s string, ok bool) {
 func (r *reader) bytes(flexible bool) []byte {
 	n := 0
 	if flexible {
-		n = int(r.uvarint()) - 1
+		n = r.compact()
 	} else {
 		n = int(r.int32())
 	}
@@ -134,7 +147,7 @@ func (r *reader) bytes(flexible bool) []byte {
 func (r *reader) array(flexible bool, elem int) int {
 	n := 0
 	if flexible {
-		n = int(r.uvarint()) - 1
+		n = r.compact()
 	} else {
 		n = int(r.int32())
 	}
@@ -148,10 +161,13 @@ func (r *reader) array(flexible bool, elem int) int {
 	return n
 }
 
-func (r *reader) tags() {
+// tags takes tagged fields, but none of the tags refused.
+func (r *reader) tags(refused ...uint32) {
 	for n := r.uvarint(); n > 0 && !r.bad; n-- {
-		r.uvarint()
-		r.span(int(r.uvarint()))
+		if slices.Contains(refused, r.uvarint()) {
+			r.bad, r.b = true, nil
+		}
+		r.span(int(r.uvarint())) // negative where an int has 32 bits is as bad as too many
 	}
 }
 

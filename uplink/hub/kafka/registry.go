@@ -21,7 +21,7 @@ type api struct {
 }
 
 // table is the protocol we speak; ApiVersions is built from it. Adding a key is
-// adding a file and a line here.
+// adding a file, a line here, and its flexible versions' layout (flexible.go).
 func table() []api {
 	return []api{
 		produceAPI,                 // 00
