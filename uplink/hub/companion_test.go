@@ -6,8 +6,10 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
+	"tailrace/storage/storagetest"
 	"tailrace/uplink"
 	"tailrace/uplink/hub"
 	"tailrace/uplink/wire"
@@ -138,6 +140,38 @@ func TestInOrderFillsHolesByTheCompanion(t *testing.T) {
 	got := w.positions(o)
 	if got["temp"].String() != "[0,10)[50,80)" || got["temp.backfill"].String() != "[10,50)" {
 		t.Fatalf("%v", got)
+	}
+}
+
+// What lies behind a piece of a gap that was not stored is not stored either, until the
+// node begins anew: the companion only ascends, so the piece could never come again.
+func TestNothingOfAGapIsStoredBehindAPieceThatWasNot(t *testing.T) {
+	w := newWorld(t)
+	o := origin("n1", "temp")
+	w.adopt("n1", root(epochA))
+	hub.SetLiveFirst(w.eng, "n1", "temp")
+	w.mustAppend(o, batch(o, 100, 110))
+	gap := o
+	gap.Backfill = true
+	w.mustAppend(gap, batch(gap, 0, 10))
+	w.fs.Inject(storagetest.Fault{Call: storagetest.Sync, Err: syscall.EIO, Forever: true})
+	if _, err := w.append(gap, batch(gap, 10, 20)); err == nil {
+		t.Fatal("stored on a disk that fails")
+	}
+	w.heal(origin("n1", "other"))
+	// Of the same session, on its way when the disk failed.
+	if held, err := w.append(gap, batch(gap, 20, 30)); err == nil {
+		t.Errorf("a piece behind the one that failed was stored: %s", held)
+	}
+	if held, err := w.append(o, batch(o, 110, 120)); err == nil {
+		t.Errorf("live records behind it were stored: %s", held)
+	}
+	hub.Resume(w.eng, "n1")
+	w.mustAppend(gap, batch(gap, 10, 100))
+	w.mustAppend(o, batch(o, 110, 120))
+	w.auditCompanion(o)
+	if p := w.progress(o); p.Held.String() != "[0,120)" {
+		t.Errorf("progress %s", p.Held)
 	}
 }
 

@@ -30,3 +30,6 @@ func SinkOf(h *Hub) link.Sink { return sink{h} }
 // SetLiveFirst and SetInOrder are what a plan says of a node's topic.
 func SetLiveFirst(e *Embedded, node, topic string) { e.setOrder(assignKey{node, topic, 0}, orderTwo) }
 func SetInOrder(e *Embedded, node, topic string)   { e.setOrder(assignKey{node, topic, 0}, orderStrict) }
+
+// Resume is the part of Hello that lets a node's streams go on.
+func Resume(e *Embedded, node string) { e.resume(node) }

@@ -151,6 +151,17 @@ func (w *world) progress(o wire.Origin) hub.Progress {
 	return hub.Progress{}
 }
 
+// heal mends the disk, and returns when the store writes again, an origin that a test
+// does not look at: it waits a little before it tries.
+func (w *world) heal(o wire.Origin) {
+	w.t.Helper()
+	w.fs.Heal()
+	until(w.t, "the store writes again", func() bool {
+		_, err := w.append(o, batch(o, 0, 1))
+		return err == nil
+	})
+}
+
 // positions are those of an origin in each topic, which must ascend there.
 func (w *world) positions(o wire.Origin) map[string]uplink.RangeSet {
 	w.t.Helper()
