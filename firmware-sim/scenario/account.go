@@ -14,49 +14,6 @@ import (
 	"tailrace/uplink/hub"
 )
 
-// eachRecord reads a topic from its first record to its last.
-func eachRecord(s *storage.Store, topic string, f func(p *storage.Partition, r *record.Record)) error {
-	t, ok := s.Topic(topic)
-	if !ok {
-		return nil
-	}
-	d := record.NewDecompressor(16 << 20)
-	defer d.Close()
-	for _, p := range t.Partitions() {
-		for off := p.Start(); off < p.HighWatermark(); {
-			b, next, err := p.Read(nil, off, 1<<20)
-			if err != nil || next <= off {
-				return fmt.Errorf("read %s/%d at %d: next %d, %w", topic, p.Index(), off, next, err)
-			}
-			for len(b) > 0 {
-				batch, rest, err := record.Next(b)
-				if err != nil {
-					return fmt.Errorf("read %s/%d at %d: %w", topic, p.Index(), off, err)
-				}
-				it := batch.Iter(d)
-				for it.Next() {
-					f(p, it.Record())
-				}
-				if it.Err() != nil {
-					return it.Err()
-				}
-				b = rest
-			}
-			off = next
-		}
-	}
-	return nil
-}
-
-func header(r *record.Record, key string) []byte {
-	for _, h := range r.Headers {
-		if h.Key == key {
-			return h.Value
-		}
-	}
-	return nil
-}
-
 // rows reads a system topic of the hub.
 func rows[T any](s *storage.Store, topic string) (out []T, err error) {
 	e := eachRecord(s, topic, func(_ *storage.Partition, r *record.Record) {
@@ -75,10 +32,10 @@ func rows[T any](s *storage.Store, topic string) (out []T, err error) {
 // account checks that each record of a stream that the node has made durable, by epoch and
 // offset, is at the hub once or is declared once, and that the hub has nothing else. It
 // returns how many are declared.
-func account(node, central *storage.Store, stream string) (delivered, declared int64, err error) {
+func account(node, central *storage.Store, stream string) (declared int64, err error) {
 	t, ok := node.Topic(stream)
 	if !ok {
-		return 0, 0, nil
+		return 0, nil
 	}
 	p := t.Partition(0)
 	epochs, next := node.Epochs(), p.HighWatermark()
@@ -100,15 +57,14 @@ func account(node, central *storage.Store, stream string) (delivered, declared i
 			odd = append(odd, fmt.Sprintf("%s/%d offset %d: offset %d of another epoch, %x", stream, cp.Index(), r.Offset, off, epoch))
 		default:
 			seen[off]++
-			delivered++
 		}
 	})
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	losses, err := rows[hub.LossRow](central, "__tailrace_loss")
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	for _, l := range losses {
 		if l.Topic != stream {
@@ -129,9 +85,9 @@ func account(node, central *storage.Store, stream string) (delivered, declared i
 		}
 	}
 	if len(odd) > 0 {
-		return delivered, declared, fmt.Errorf("%d faults of the account of losses: %s", len(odd), strings.Join(odd[:min(len(odd), 8)], "\n  "))
+		return declared, fmt.Errorf("%d faults of the account of losses: %s", len(odd), strings.Join(odd[:min(len(odd), 8)], "\n  "))
 	}
-	return delivered, declared, nil
+	return declared, nil
 }
 
 // only is a report without the losses that are declared. An observer of positions cannot

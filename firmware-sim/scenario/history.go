@@ -135,11 +135,11 @@ func (w *world) live(storm time.Duration) (out outcome, err error) {
 func (w *world) judge(out *outcome, wills []*willDevice) error {
 	out.NodeRecords, out.HubRecords = w.node.records(), w.hub.records()
 	node, central := w.node.store(), w.hub.store()
-	_, declared, err := account(node, central, stream)
+	declared, err := account(node, central, stream)
 	if err != nil {
 		return err
 	}
-	_, auxDeclared, err := account(node, central, aux)
+	auxDeclared, err := account(node, central, aux)
 	if err != nil {
 		return err
 	}

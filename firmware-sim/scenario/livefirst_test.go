@@ -41,32 +41,15 @@ func observeBoth(s *storage.Store, b *ledger.Book) (together ledger.Report, err 
 
 // ascending checks that in every partition of a topic the positions of the node ascend.
 func ascending(s *storage.Store, name string) error {
-	t, ok := s.Topic(name)
-	if !ok {
-		return nil
-	}
-	for _, p := range t.Partitions() {
-		next := int64(0)
-		for off := p.Start(); off < p.HighWatermark(); {
-			b, end, err := p.Read(nil, off, 1<<20)
-			if err != nil {
-				return err
-			}
-			for len(b) > 0 {
-				batch, rest, err := record.Next(b)
-				if err != nil {
-					return err
-				}
-				o, ok := p.Origin(batch.BaseOffset())
-				if !ok || o.From < next {
-					return fmt.Errorf("%s/%d: positions from %d come after %d", name, p.Index(), o.From, next)
-				}
-				next, b = o.To, rest
-			}
-			off = end
+	next := map[*storage.Partition]int64{}
+	return eachBatch(s, name, func(p *storage.Partition, batch record.Batch) error {
+		o, ok := p.Origin(batch.BaseOffset())
+		if !ok || o.From < next[p] {
+			return fmt.Errorf("positions from %d come after %d", o.From, next[p])
 		}
-	}
-	return nil
+		next[p] = o.To
+		return nil
+	})
 }
 
 // A live-first topic through outages, a node's power cut and a hub's: after each outage new

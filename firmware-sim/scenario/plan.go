@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -8,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -246,11 +248,7 @@ func (w *world) steps() []step {
 			return err
 		}}, step{p.late, func(o *outcome) error { return w.copyRuns(o, backup, had) }})
 	}
-	for i := range out { // in order of time
-		for j := i; j > 0 && out[j].at < out[j-1].at; j-- {
-			out[j], out[j-1] = out[j-1], out[j]
-		}
-	}
+	slices.SortStableFunc(out, func(a, b step) int { return cmp.Compare(a.at, b.at) })
 	return out
 }
 

@@ -159,26 +159,7 @@ func (w *truth) each(topic string, f func(value []byte)) {
 	if s == nil {
 		return
 	}
-	t, ok := s.Topic(topic)
-	if !ok {
-		return
-	}
-	d := record.NewDecompressor(16 << 20)
-	for _, p := range t.Partitions() {
-		for off := p.Start(); off < p.HighWatermark(); {
-			b, next, err := p.Read(nil, off, 1<<20)
-			w.must(err)
-			for len(b) > 0 {
-				batch, rest, err := record.Next(b)
-				w.must(err)
-				for it := batch.Iter(d); it.Next(); {
-					f(it.Record().Value)
-				}
-				b = rest
-			}
-			off = next
-		}
-	}
+	w.must(eachRecord(s, topic, func(_ *storage.Partition, r *record.Record) { f(r.Value) }))
 }
 
 // ledger reads the loss ledger as a consumer does, and checks that no range is there twice.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -68,7 +69,7 @@ func (d *willDevice) run(ctx context.Context) {
 		_ = conn.SetReadDeadline(time.Now().Add(stay))
 		_, err = conn.Read(make([]byte, 1))
 		c := connection{accepted: true, gone: true}
-		alive := errors.Is(err, context.DeadlineExceeded) || isDeadline(err)
+		alive := errors.Is(err, os.ErrDeadlineExceeded)
 		forEver := last || time.Now().After(dies)
 		if alive && d.rng.IntN(2) == 0 {
 			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
@@ -92,11 +93,6 @@ func (d *willDevice) run(ctx context.Context) {
 		}
 		time.Sleep(time.Duration(d.rng.IntN(4000)) * time.Millisecond)
 	}
-}
-
-func isDeadline(err error) bool {
-	var ne net.Error
-	return errors.As(err, &ne) && ne.Timeout()
 }
 
 func (d *willDevice) connect(n int) (net.Conn, error) {
@@ -224,7 +220,7 @@ func (w *world) subscribed(filter string, want int) (map[string][]byte, error) {
 	for len(got) <= want { // one more, to see that there are not more
 		_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
 		typ, b, err := packet(conn)
-		if isDeadline(err) {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return got, nil
 		}
 		if err != nil {
