@@ -37,9 +37,13 @@ func newEpochTable(list []wire.EpochInfo) epochTable {
 // spans cuts a partition at the forks of its epochs, oldest first. The newest span is
 // open. A partition that an epoch does not name had no records before it.
 func (t *epochTable) spans(n name) []span {
-	out := make([]span, 0, len(t.list))
-	for i := range t.list {
-		from := t.forks[i][n]
+	return cut(len(t.list), func(i int) int64 { return t.forks[i][n] })
+}
+
+func cut(epochs int, fork func(i int) int64) []span {
+	out := make([]span, 0, epochs)
+	for i := range epochs {
+		from := fork(i)
 		// A fork below an older one takes that one's tail over: its offsets were lost here.
 		for len(out) > 0 && out[len(out)-1].from >= from {
 			out = out[:len(out)-1]
@@ -48,6 +52,23 @@ func (t *epochTable) spans(n name) []span {
 			out[n-1].to = from
 		}
 		out = append(out, span{i, from, Forever})
+	}
+	return out
+}
+
+// EpochRanges says, for each of a log's epochs (oldest first), which offsets of a partition
+// belong to it; empty for an epoch whose records a later one has taken over.
+func EpochRanges(list []wire.EpochInfo, topic string, partition int) []Range {
+	out := make([]Range, len(list))
+	for _, s := range cut(len(list), func(i int) int64 {
+		for _, f := range list[i].Forks {
+			if f.Topic == topic && f.Partition == partition {
+				return f.Offset
+			}
+		}
+		return 0
+	}) {
+		out[s.epoch] = Range{From: s.from, To: s.to}
 	}
 	return out
 }

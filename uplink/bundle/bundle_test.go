@@ -106,8 +106,12 @@ func (a authority) identity(t testing.TB, role pki.Role, name string) bundle.Ide
 }
 
 func export(t testing.TB, id bundle.Identity, from, to int64) []byte {
+	return exportOf(t, newLog(), id, from, to)
+}
+
+func exportOf(t testing.TB, src link.Source, id bundle.Identity, from, to int64) []byte {
 	var buf bytes.Buffer
-	_, err := bundle.Write(context.Background(), &buf, newLog(), bundle.Options{Node: "node-1", Identity: id, Software: "test",
+	_, err := bundle.Write(context.Background(), &buf, src, bundle.Options{Node: "node-1", Identity: id, Software: "test",
 		Select: func(wire.PartitionInfo) (int64, int64) { return from, to }, Rand: rand.Reader})
 	if err != nil {
 		t.Fatal(err)
@@ -176,6 +180,36 @@ func TestBundleHoldsWhatWasSelected(t *testing.T) {
 	lines, err = read(export(t, id, 21, 25), trust)
 	if err != io.EOF || strings.Join(lines, "\n") != want[4] {
 		t.Errorf("part of an epoch: %v %v", lines, err)
+	}
+}
+
+// thirdEpoch is the log after one more recovery, which cut it at 13: below where the
+// second epoch began.
+type thirdEpoch struct{ *log }
+
+func (l thirdEpoch) Inventory() wire.Inventory {
+	inv := l.log.Inventory()
+	inv.Epochs = append(slices.Clone(epochs), wire.EpochInfo{ID: wire.ID{3}, Parent: wire.ID{2}, Number: 3, Forks: []wire.ForkPoint{{Topic: "t", Partition: 0, Offset: 13}}})
+	return inv
+}
+
+// An offset is in a bundle once, in the epoch that the link would name.
+func TestAnEpochThatALaterOneTookOverIsNotExported(t *testing.T) {
+	a := newAuthority(t)
+	id, trust := a.identity(t, pki.RoleNode, "node-1"), bundle.Trust{Roots: a.pool, Now: now}
+	l := newLog()
+	lines, err := read(exportOf(t, thirdEpoch{l}, id, 4, 99), trust)
+	if err != io.EOF {
+		t.Fatal(err)
+	}
+	crc := func(i int) string { return fmt.Sprintf("#%08x", record.Batch(l.batches[i]).CRC()) }
+	want := []string{
+		"t/0 epoch 1 [4,10)" + crc(0),
+		"t/0 epoch 1 gap [10,12) damaged gap [12,13) missing",
+		"t/0 epoch 3 [13,20)" + crc(1) + " [20,22)" + crc(2) + " [22,30)" + crc(3),
+	}
+	if got := strings.Join(lines, "\n"); got != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", got, strings.Join(want, "\n"))
 	}
 }
 

@@ -283,20 +283,16 @@ func (b *Reader) frame() (Item, error) {
 	if err != nil {
 		return Item{}, err
 	}
-	next := h.Base
+	if err := wire.VerifyFrame(h, batches); err != nil {
+		return Item{}, fmt.Errorf("%w: %v", ErrDamaged, err)
+	}
+	if next := h.Base + h.Count; h.Base >= part.To || next <= part.From {
+		return Item{}, fmt.Errorf("%w: offsets [%d, %d) of %s/%d, its header says [%d, %d)", ErrDamaged, h.Base, next, it.Partition.Topic, it.Partition.Partition, part.From, part.To)
+	}
 	for rest := batches; len(rest) > 0; {
 		var one wire.Batch
-		if one, rest, err = wire.NextBatch(rest); err != nil {
-			return Item{}, fmt.Errorf("%w: %v", ErrDamaged, err)
-		}
-		if one.Base != next {
-			return Item{}, fmt.Errorf("%w: batch at offset %d, expected %d", ErrDamaged, one.Base, next)
-		}
-		next = one.Next
+		one, rest, _ = wire.NextBatch(rest) // VerifyFrame has read it
 		b.seen.Records += int64(one.Records)
-	}
-	if next != h.Base+h.Count || h.Base >= part.To || next <= part.From {
-		return Item{}, fmt.Errorf("%w: offsets [%d, %d) of %s/%d, its header says [%d, %d)", ErrDamaged, h.Base, next, it.Partition.Topic, it.Partition.Partition, part.From, part.To)
 	}
 	b.seen.Bytes += int64(len(batches))
 	it.Batches = batches

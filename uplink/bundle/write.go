@@ -96,24 +96,6 @@ func (x *export) info(id uint32) wire.PartitionInfo {
 	return wire.PartitionInfo{} // never: parts are made from the inventory
 }
 
-// span is where epoch k of a partition lies.
-func (x *export) span(p wire.PartitionInfo, k int) (from, to int64) {
-	from, to = fork(x.inv.Epochs[k], p), uplink.Forever
-	if k+1 < len(x.inv.Epochs) {
-		to = fork(x.inv.Epochs[k+1], p)
-	}
-	return from, max(from, to)
-}
-
-func fork(e wire.EpochInfo, p wire.PartitionInfo) int64 {
-	for _, f := range e.Forks {
-		if f.Topic == p.Topic && f.Partition == p.Partition {
-			return f.Offset
-		}
-	}
-	return 0
-}
-
 func (x *export) header() error {
 	for _, p := range x.inv.Partitions {
 		from, to := x.o.Select(p)
@@ -121,17 +103,16 @@ func (x *export) header() error {
 			continue
 		}
 		part := Part{Partition: p.ID, From: from, To: to}
-		for k := range x.inv.Epochs {
-			lo, hi := x.span(p, k)
-			before := min(from, hi) - 1
-			if before < lo {
+		for k, at := range uplink.EpochRanges(x.inv.Epochs, p.Topic, p.Partition) {
+			before := min(from, at.To) - 1
+			if before < at.From {
 				continue
 			}
 			b, _, err := x.src.Read(x.batch[:0], p.Topic, p.Partition, before, 1)
 			if err != nil || len(b) == 0 {
 				continue // it is gone: nothing to compare
 			}
-			if one, _, err := wire.NextBatch(b); err == nil && one.Base <= before && one.Base >= lo {
+			if one, _, err := wire.NextBatch(b); err == nil && one.Base <= before && one.Base >= at.From {
 				part.Before = append(part.Before, Before{Epoch: uint32(k), Held: wire.Held{Offset: one.Base, CRC: one.CRC}})
 			}
 		}
@@ -157,9 +138,8 @@ func (x *export) header() error {
 
 func (x *export) part(part Part) error {
 	p := x.info(part.Partition)
-	for k := range x.inv.Epochs {
-		lo, hi := x.span(p, k)
-		if lo, hi = max(lo, part.From), min(hi, part.To); lo < hi {
+	for k, at := range uplink.EpochRanges(x.inv.Epochs, p.Topic, p.Partition) {
+		if lo, hi := max(at.From, part.From), min(at.To, part.To); lo < hi {
 			if err := x.run(p, k, lo, hi); err != nil {
 				return err
 			}

@@ -422,18 +422,12 @@ func (h *Hub) topicInfos(id string, n *node, epochs []wire.EpochInfo, now time.T
 // belongs to the newest epoch that begins at or below it.
 func heldNow(epochs []wire.EpochInfo, progress []Progress, topic string, partition int) uplink.RangeSet {
 	var held uplink.RangeSet
-	to := int64(uplink.Forever)
-	for i := len(epochs) - 1; i >= 0; i-- {
-		from := forkOf(epochs[i], topic, partition)
-		if from >= to {
-			continue
-		}
+	for i, at := range uplink.EpochRanges(epochs, topic, partition) {
 		for _, p := range progress {
 			if p.Epoch == epochs[i].ID && p.Topic == topic && p.Partition == partition {
-				held.AddSet(p.Held.Within(from, to))
+				held.AddSet(p.Held.Within(at.From, at.To))
 			}
 		}
-		to = from
 	}
 	return held
 }
