@@ -15,7 +15,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -71,7 +70,6 @@ func (d *disk) unmount() {
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		err := syscall.Unmount(d.dir, 0)
 		if errors.Is(err, syscall.EBUSY) && time.Now().Before(deadline) {
-			runtime.GC() // tidwall/wal does not close a file whose last fsync failed; its finalizer does
 			continue
 		}
 		if err != nil && !errors.Is(err, syscall.EINVAL) { // EINVAL: it is not mounted

@@ -59,7 +59,7 @@ func (c *committer) fail(cause error) {
 func (c *committer) reopen() error {
 	l := c.l
 	if c.wal != nil {
-		c.wal.Close() // its fsync's result means nothing any more
+		closeWAL(c.wal) // its fsync's result means nothing any more
 		c.wal = nil
 	}
 	if c.tail != nil {

@@ -11,7 +11,7 @@ import (
 func (c *committer) roll() error {
 	l := c.l
 	seg := &segment{first: c.nextIndex, last: c.nextIndex - 1, path: filepath.Join(l.segDir, segmentName(c.nextIndex))}
-	if err := c.wal.Close(); err != nil {
+	if err := closeWAL(c.wal); err != nil {
 		c.wal = nil
 		return &DiskError{"fsync", l.segDir, err}
 	}

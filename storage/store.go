@@ -208,7 +208,7 @@ func (c *committer) close() error {
 	if c.wal == nil {
 		return c.broken
 	}
-	if err := c.wal.Close(); err != nil {
+	if err := closeWAL(c.wal); err != nil {
 		return &DiskError{"close", c.l.segDir, err}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"os"
 	"reflect"
 	"unsafe"
 
@@ -27,11 +28,29 @@ func tailBuffer(w *wal.Log) *[]byte {
 	if tail.Kind() != reflect.Struct {
 		return nil
 	}
-	f := tail.FieldByName("ebuf")
-	if !f.IsValid() || f.Type() != reflect.TypeFor[[]byte]() {
+	return fieldOf[[]byte](tail, "ebuf")
+}
+
+// fieldOf is where a struct of the library keeps a field, nil when it has none of this
+// name and type.
+func fieldOf[T any](v reflect.Value, name string) *T {
+	f := v.FieldByName(name)
+	if !f.IsValid() || f.Type() != reflect.TypeFor[T]() {
 		return nil
 	}
-	return (*[]byte)(unsafe.Pointer(f.UnsafeAddr()))
+	return (*T)(unsafe.Pointer(f.UnsafeAddr()))
+}
+
+// closeWAL is w.Close, which leaves the file of the tail open when its fsync fails: the
+// file system could not be unmounted before a finalizer has found it.
+func closeWAL(w *wal.Log) error {
+	err := w.Close()
+	if err != nil {
+		if f := fieldOf[*os.File](reflect.ValueOf(w).Elem(), "sfile"); f != nil {
+			(*f).Close() // what it says means nothing any more
+		}
+	}
+	return err
 }
 
 // writeChunk is how much of a commit is given to the library at a time: it copies a

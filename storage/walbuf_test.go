@@ -3,6 +3,9 @@ package storage
 import (
 	"bytes"
 	"context"
+	"errors"
+	"os"
+	"reflect"
 	"runtime"
 	"testing"
 
@@ -75,5 +78,30 @@ func TestSegmentsShareOneBuffer(t *testing.T) {
 	logged := 5 * 16 * 330 * 209
 	if per := float64(after.TotalAlloc-before.TotalAlloc) / float64(logged); per > 0.3 {
 		t.Errorf("%.2f bytes allocated per byte logged", per)
+	}
+}
+
+// A pipe cannot be fsynced: the library's Close fails before it closes the file.
+func TestFileOfFailedCloseIsClosed(t *testing.T) {
+	w, err := wal.Open(t.TempDir(), &wal.Options{NoSync: true, AllowEmpty: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := fieldOf[*os.File](reflect.ValueOf(w).Elem(), "sfile")
+	if f == nil {
+		t.Fatal("the file of tidwall/wal is not where it was in v1.2.1: look at walbuf.go")
+	}
+	(*f).Close()
+	r, pipe, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	*f = pipe
+	if err := closeWAL(w); err == nil || errors.Is(err, os.ErrClosed) {
+		t.Fatalf("close: %v", err)
+	}
+	if _, err := pipe.Write([]byte("x")); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("the file is open: %v", err)
 	}
 }
