@@ -62,12 +62,7 @@ func (gs *groups) describe(id string) kmsg.DescribeGroupsResponseGroup {
 		sm.ProtocolMetadata, sm.MemberAssignment = []byte{}, []byte{} // not nullable
 		if g.state == groupStable {
 			sm.MemberAssignment = append(sm.MemberAssignment, m.assignment...)
-			for _, p := range m.protocols {
-				if p.Name == g.protocol {
-					sm.ProtocolMetadata = p.Metadata
-					break
-				}
-			}
+			sm.ProtocolMetadata = m.metadata(g.protocol)
 		}
 		sg.Members = append(sg.Members, sm)
 	}

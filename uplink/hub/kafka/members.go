@@ -92,6 +92,17 @@ func (g *group) stopDeadline() {
 	}
 }
 
+// metadata is what the member told of itself for a protocol; never nil, since it is not
+// nullable.
+func (m *member) metadata(protocol string) []byte {
+	for _, p := range m.protocols {
+		if p.Name == protocol {
+			return p.Metadata
+		}
+	}
+	return []byte{}
+}
+
 // memberID makes an id that nobody guesses.
 func memberID(clientID string) string {
 	if len(clientID) > 100 {

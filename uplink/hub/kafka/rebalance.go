@@ -124,13 +124,7 @@ func (g *group) joined(m *member) *kmsg.JoinGroupResponse {
 		if o.instance != "" {
 			rm.InstanceID = kmsg.StringPtr(o.instance)
 		}
-		rm.ProtocolMetadata = []byte{}
-		for _, p := range o.protocols {
-			if p.Name == g.protocol {
-				rm.ProtocolMetadata = p.Metadata
-				break
-			}
-		}
+		rm.ProtocolMetadata = o.metadata(g.protocol)
 		resp.Members = append(resp.Members, rm)
 	}
 	return resp
