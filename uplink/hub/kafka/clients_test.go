@@ -310,21 +310,15 @@ func TestClientKcatTakesOverFromADeadMember(t *testing.T) {
 	b, outB := member()
 	for _, both := range []bool{true, false} {
 		// While both live each has one partition; then one has both.
-		deadline := time.Now().Add(clientTime)
 		adm := kadm.NewClient(h.client())
-		for {
+		await(t, fmt.Sprintf("a stable group (of both: %v)", both), func() bool {
 			ds, err := adm.DescribeGroups(withTimeout(t), "readers")
 			if err != nil {
 				t.Fatal(err)
 			}
-			if g := ds["readers"]; g.State == "Stable" && (len(g.Members) == 2) == both {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%+v", ds["readers"])
-			}
-			time.Sleep(50 * time.Millisecond)
-		}
+			g := ds["readers"]
+			return g.State == "Stable" && (len(g.Members) == 2) == both
+		})
 		if both {
 			a.Process.Kill()
 		}

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -27,8 +26,12 @@ type program struct {
 // java starts a class of the artefacts in lib.
 func java(t *testing.T, name, lib string, args ...string) *program {
 	t.Helper()
-	p := &program{t: t, name: name, out: new(bytes.Buffer), done: make(chan error, 1)}
-	p.cmd = exec.Command("java", append([]string{"-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-XX:TieredStopAtLevel=1", "-Xmx384m", "-cp", filepath.Join(lib, "*")}, args...)...)
+	return launch(t, name, exec.Command("java", append([]string{"-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-XX:TieredStopAtLevel=1", "-Xmx384m", "-cp", filepath.Join(lib, "*")}, args...)...))
+}
+
+func launch(t *testing.T, name string, cmd *exec.Cmd) *program {
+	t.Helper()
+	p := &program{t: t, name: name, cmd: cmd, out: new(bytes.Buffer), done: make(chan error, 1)}
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -51,25 +54,14 @@ func (p *program) await(what string, ok func() bool) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), clientTime)
 	defer cancel()
-	if err := p.until(ctx, ok); err != nil {
+	if err := until(ctx, p.done, ok); err != nil {
+		if errors.Is(err, errEnded) {
+			p.done = nil
+		}
 		p.kill()
 		s := p.out.String()
 		p.t.Fatalf("%s: waiting for %s: %v\n%s", p.name, what, err, s[max(0, len(s)-6000):])
 	}
-}
-
-func (p *program) until(ctx context.Context, ok func() bool) error {
-	for !ok() {
-		select {
-		case err := <-p.done:
-			p.done = nil
-			return errors.Join(errors.New("it ended"), err)
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-	return nil
 }
 
 func properties(t *testing.T, name string, lines ...string) string {

@@ -1,7 +1,6 @@
 package kafka_test
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
@@ -161,27 +159,17 @@ func postgres(t *testing.T) (port int, query func(sql string) (string, error)) {
 		t.Fatalf("initdb: %v\n%s", err, out)
 	}
 	port = freePort(t)
-	var log bytes.Buffer
-	cmd := as("postgres", "-D", filepath.Join(base, "data"), "-p", fmt.Sprint(port), "-k", base, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off")
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		as("pg_ctl", "stop", "-D", filepath.Join(base, "data"), "-m", "immediate", "-s").Run()
-		cmd.Wait()
-	})
+	p := launch(t, "PostgreSQL", as("postgres", "-D", filepath.Join(base, "data"), "-p", fmt.Sprint(port), "-k", base, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"))
+	// Before the kill, which as root reaches runuser only.
+	t.Cleanup(func() { as("pg_ctl", "stop", "-D", filepath.Join(base, "data"), "-m", "immediate", "-s").Run() })
 	query = func(sql string) (string, error) {
 		out, err := exec.Command(filepath.Join(bin, "psql"), "-h", "127.0.0.1", "-p", fmt.Sprint(port), "-U", "test", "-d", "postgres", "-Atc", sql).CombinedOutput()
 		return strings.TrimSpace(string(out)), err
 	}
-	limit := time.Now().Add(clientTime)
-	for out, err := query("select 1"); err != nil; out, err = query("select 1") {
-		if time.Now().After(limit) {
-			t.Fatalf("PostgreSQL does not answer: %s\n%s", out, log.String())
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
+	p.await("an answer", func() bool {
+		_, err := query("select 1")
+		return err == nil
+	})
 	return port, query
 }
 

@@ -272,6 +272,7 @@ func TestFranzGoGroupSharesThePartitions(t *testing.T) {
 	var mu sync.Mutex
 	seen := map[string]int{}
 	total := 0
+	grown := make(chan struct{}, 1) // total has
 	start := func() (*kgo.Client, chan struct{}) {
 		cl := h.client(kgo.ConsumerGroup("g"), kgo.ConsumeTopics("wind"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 			kgo.Balancers(kgo.CooperativeStickyBalancer()), kgo.DisableAutoCommit(), kgo.HeartbeatInterval(50*time.Millisecond), kgo.BlockRebalanceOnPoll())
@@ -294,6 +295,10 @@ func TestFranzGoGroupSharesThePartitions(t *testing.T) {
 				mu.Lock()
 				total += fs.NumRecords() // committed: the client may be closed
 				mu.Unlock()
+				select {
+				case grown <- struct{}{}:
+				default:
+				}
 				cl.AllowRebalance()
 			}
 		}()
@@ -307,7 +312,10 @@ func TestFranzGoGroupSharesThePartitions(t *testing.T) {
 			if have >= n || ctx.Err() != nil {
 				return
 			}
-			time.Sleep(2 * time.Millisecond)
+			select {
+			case <-grown:
+			case <-ctx.Done():
+			}
 		}
 	}
 	a, aDone := start()

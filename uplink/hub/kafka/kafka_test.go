@@ -2,6 +2,7 @@ package kafka_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -140,6 +141,32 @@ func (h *hub) client(opts ...kgo.Opt) *kgo.Client {
 	h.t.Cleanup(cl.Close)
 	return cl
 }
+
+// await waits until ok, for as long as a client's whole program may take.
+func await(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), clientTime)
+	defer cancel()
+	if err := until(ctx, nil, ok); err != nil {
+		t.Fatalf("waiting for %s: %v", what, err)
+	}
+}
+
+// until looks every 100 ms at what no channel tells, until ok or something has ended.
+func until(ctx context.Context, ended <-chan error, ok func() bool) error {
+	for !ok() {
+		select {
+		case err := <-ended:
+			return errors.Join(errEnded, err)
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+var errEnded = errors.New("it ended")
 
 // poll reads until n records have come.
 func poll(t testing.TB, cl *kgo.Client, n int) []*kgo.Record {
