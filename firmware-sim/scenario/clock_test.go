@@ -84,15 +84,14 @@ func TestCertificatesOfTheHubAndAWrongClock(t *testing.T) {
 			}
 			reissue(t, certs, c.hub, c.node, host)
 			synctest.Test(t, func(t *testing.T) {
-				w := &truth{world: newWorld(1, filepath.Join(dir, "world"), certs), t: t, acked: map[string]int64{}}
-				w.node.real, w.hub.real = true, true
+				w := newTruth(t, 1, dir, certs, nil)
 				defer w.end()
 				w.up()
 				w.flash(w.node)
-				w.tune(func(e *edge.Config) {
+				wrong := func(e *edge.Config) {
 					e.Now = func() time.Time { return time.Now().Add(c.wrong) }
 					e.ClockSynced = func() bool { return c.synced }
-				})
+				}
 				if c.known != 0 { // an earlier start, with the right time of then
 					w.tuneNode = func(e *edge.Config) {
 						e.Now = func() time.Time { return time.Now().Add(time.Duration(c.known) * day) }
@@ -102,11 +101,8 @@ func TestCertificatesOfTheHubAndAWrongClock(t *testing.T) {
 					w.put(w.node, stream, "a", 0, 10)
 					time.Sleep(5 * time.Second)
 					w.node.off()
-					w.tune(func(e *edge.Config) {
-						e.Now = func() time.Time { return time.Now().Add(c.wrong) }
-						e.ClockSynced = func() bool { return c.synced }
-					})
 				}
+				w.tune(wrong)
 				w.must(w.hub.on())
 				w.must(w.node.on())
 				w.put(w.node, stream, "b", 0, 10)
@@ -152,8 +148,7 @@ func TestHubOfAnotherAuthorityIsRefusedIn1970(t *testing.T) {
 				t.Fatal(err)
 			}
 			synctest.Test(t, func(t *testing.T) {
-				w := &truth{world: newWorld(1, filepath.Join(dir, name), certs), t: t, acked: map[string]int64{}}
-				w.node.real, w.hub.real = true, true
+				w := newTruth(t, 1, filepath.Join(dir, name), certs, nil)
 				defer w.end()
 				w.up()
 				w.flash(w.node)

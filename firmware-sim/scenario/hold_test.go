@@ -3,9 +3,7 @@ package scenario
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"tailrace/storage"
@@ -33,19 +31,7 @@ func TestOneTopicThatDiffersHoldsAllOthersBack(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s differs, %v bit/s, loss %v", name(c.differs), c.link.Rate, c.link.Loss), func(t *testing.T) {
 			t.Parallel()
-			certs, dir := scratch(t), scratch(t)
-			if err := makeCerts(certs); err != nil {
-				t.Fatal(err)
-			}
-			synctest.Test(t, func(t *testing.T) {
-				w := &truth{world: newWorld(uint64(c.differs), filepath.Join(dir, "world"), certs), t: t, acked: map[string]int64{}}
-				w.node.real, w.hub.real = true, true
-				w.tune(small("reject"))
-				defer w.end()
-				w.up()
-				w.flash(w.node)
-				w.must(w.hub.on())
-				w.must(w.node.on())
+			inSeededTruth(t, uint64(c.differs), small("reject"), func(w *truth) {
 				w.ready(w.node)
 				for i := range manyTopics {
 					_, err := w.node.store().CreateTopic(name(i), storage.TopicConfig{Partitions: 1})

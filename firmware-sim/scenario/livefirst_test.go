@@ -10,7 +10,6 @@ import (
 
 	"tailrace/edge"
 	"tailrace/firmware-sim/ledger"
-	"tailrace/firmware-sim/rawload"
 	"tailrace/storage"
 	"tailrace/storage/record"
 )
@@ -79,17 +78,7 @@ func TestLiveFirstThroughOutages(t *testing.T) {
 		}
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
-		results := make(chan rawload.Result, 1)
-		go func() {
-			r, err := rawload.Run(ctx, rawload.Config{
-				Dial: w.site.dial, Version: 5, QoS: 1, Clients: 4, Window: 20, Rate: 40, Topic: "site/{client}/telemetry",
-				Reconnect: true, Drain: time.Minute, Ledger: w.book, Seed: 1, Boot: 1, Epoch: time.Now(),
-			})
-			if err != nil {
-				r.FirstError = err.Error()
-			}
-			results <- r
-		}()
+		results := w.telemetry(ctx, 4, 40)
 		time.Sleep(20 * time.Second)
 		alarm := func(n int) {
 			s := w.node.store()
@@ -164,7 +153,7 @@ func TestLiveFirstThroughOutages(t *testing.T) {
 			time.Sleep(30 * time.Second)
 		}
 		stop()
-		if r := <-results; r.Refused != 0 || r.Unknown != 0 {
+		if r := <-results; r.Failed != 0 || r.Refused != 0 || r.Unknown != 0 || r.FirstError != "" {
 			t.Errorf("devices: %+v", r)
 		}
 		w.wan.set(conditions{Rate: 20e6, Delay: 20 * time.Millisecond})

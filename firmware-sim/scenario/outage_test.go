@@ -39,17 +39,7 @@ func TestLinkDownTenMinutes(t *testing.T) {
 		}
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
-		results := make(chan rawload.Result, 1)
-		go func() {
-			r, err := rawload.Run(ctx, rawload.Config{
-				Dial: w.site.dial, Version: 5, QoS: 1, Clients: 20, Window: 20, Rate: rate, Topic: "site/{client}/telemetry",
-				Reconnect: true, Drain: time.Minute, Ledger: w.book, Seed: 1, Boot: 1, Epoch: time.Now(),
-			})
-			if err != nil {
-				r.FirstError = err.Error()
-			}
-			results <- r
-		}()
+		results := w.telemetry(ctx, 20, rate)
 		time.Sleep(30 * time.Second)
 		lag := w.node.records() - w.hub.records()
 		if w.hub.records() == 0 || lag > int64(2*rate) {
@@ -106,6 +96,22 @@ func TestLinkDownTenMinutes(t *testing.T) {
 		}
 	})
 	t.Logf("%v of real time", time.Since(real).Round(time.Second))
+}
+
+// telemetry lets devices send to the site until ctx ends.
+func (w *world) telemetry(ctx context.Context, clients int, rate float64) <-chan rawload.Result {
+	result := make(chan rawload.Result, 1)
+	go func() {
+		r, err := rawload.Run(ctx, rawload.Config{
+			Dial: w.site.dial, Version: 5, QoS: 1, Clients: clients, Window: 20, Rate: rate, Topic: "site/{client}/telemetry",
+			Reconnect: true, Drain: time.Minute, Ledger: w.book, Seed: 1, Boot: 1, Epoch: time.Now(),
+		})
+		if err != nil {
+			r.FirstError = err.Error()
+		}
+		result <- r
+	}()
+	return result
 }
 
 func heap() uint64 {

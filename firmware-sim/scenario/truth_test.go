@@ -28,16 +28,27 @@ type truth struct {
 // quiet is a second topic that seldom gets a record.
 const quiet = "quiet"
 
+// newTruth makes one that is switched off, in a bubble.
+func newTruth(t *testing.T, seed uint64, dir, certs string, tune func(*edge.Config)) *truth {
+	w := &truth{world: newWorld(seed, filepath.Join(dir, "world"), certs), t: t, acked: map[string]int64{}}
+	w.node.real, w.hub.real = true, true
+	w.tune(tune)
+	return w
+}
+
 func inTruth(t *testing.T, tune func(*edge.Config), f func(w *truth)) {
+	t.Helper()
+	inSeededTruth(t, 1, tune, f)
+}
+
+func inSeededTruth(t *testing.T, seed uint64, tune func(*edge.Config), f func(w *truth)) {
 	t.Helper()
 	certs, dir := scratch(t), scratch(t)
 	if err := makeCerts(certs); err != nil {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		w := &truth{world: newWorld(1, filepath.Join(dir, "world"), certs), t: t, acked: map[string]int64{}}
-		w.node.real, w.hub.real = true, true
-		w.tune(tune)
+		w := newTruth(t, seed, dir, certs, tune)
 		defer w.end()
 		w.up()
 		w.flash(w.node)
