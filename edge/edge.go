@@ -228,7 +228,7 @@ func (n *Node) open() error {
 		sequences: newSequences(c.Devices.Max, n.store),
 		suspects:  newQuarantine(c.MQTT.Quarantine, c.Now, n.logger), topics: c.MQTT.Client.MaxTopics, review: func() { n.mqtt.Review(n.ingest.Still, nil) }}
 	if n.mqtt, err = mqtt.NewServer(mqtt.Config{
-		Backend: n.ingest, State: state{n.store}, Log: replay{n.store, bridgeClients(n.bridgeCfg)}, Now: c.Now, Logger: n.logger.With("part", "mqtt"), TerseRefusals: c.MQTT.TerseRefusals,
+		Backend: n.ingest, State: state{n.store}, Log: replay{n.store, bridgeClients(n.bridgeCfg)}, Now: c.Now, ClockTrusted: n.clock.isTrusted, Logger: n.logger.With("part", "mqtt"), TerseRefusals: c.MQTT.TerseRefusals,
 		Shared: func(identity string) bool { return identity == auth.Anonymous },
 		Limits: mqtt.Limits{
 			MaxRecordBytes: int(c.MQTT.MaxRecordSize), MaxConnections: c.MQTT.MaxConnections, MaxLogins: c.MQTT.MaxLogins, ReceiveMaximum: c.MQTT.ReceiveMaximum,

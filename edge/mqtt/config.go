@@ -20,7 +20,10 @@ type Config struct {
 	// Shared reports an identity that anybody may have; nil = the empty one.
 	Shared func(identity string) bool
 	Now    func() time.Time // nil = time.Now; stamps arrivals and session ends
-	Logger *slog.Logger     // nil = discard
+	// ClockTrusted says whether Now is right; nil = it is. While it may not be, how long clients had
+	// been away before the start is not known, and sessions count from the start.
+	ClockTrusted func() bool
+	Logger       *slog.Logger // nil = discard
 }
 
 // Limits bound what clients can take. Zero values mean the default in brackets.
@@ -121,6 +124,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.ClockTrusted == nil {
+		c.ClockTrusted = func() bool { return true }
 	}
 	if c.Shared == nil {
 		c.Shared = func(identity string) bool { return identity == "" }

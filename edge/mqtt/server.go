@@ -53,8 +53,12 @@ type Server struct {
 	groupsSaved  map[string]string // records of shared subscriptions
 	grace        *grace
 
+	started time.Time // when what was read at start began to count
+
 	mu        sync.Mutex
 	closing   bool
+	trusted   bool // the clock, at the last look
+	dated     bool // it has been trusted since the start, so all sessions have their true age
 	sessions  map[string]*session
 	quotas    map[string]*quota // of those, by identity or address
 	conns     map[*conn]struct{}
@@ -100,7 +104,9 @@ func NewServer(cfg Config) (*Server, error) {
 	s.connects = limit.Buckets{Rate: float64(cfg.Limits.ConnectRate), Burst: float64(cfg.Limits.ConnectBurst), Max: maxAddresses}
 	s.refusedLog = limit.Buckets{Rate: 1, Burst: 20, Max: 1}
 	s.flusher.init()
+	s.started = cfg.Now()
 	s.load()
+	s.trust(cfg.ClockTrusted(), s.started)
 	s.loadCursors()
 	return s, nil
 }
@@ -108,7 +114,6 @@ func NewServer(cfg Config) (*Server, error) {
 // load rebuilds memory from the state. A record that is not understood is left where
 // it is and reported: the server starts in any case.
 func (s *Server) load() {
-	now := s.cfg.Now()
 	s.cfg.State.Load(KindSession, func(id string, b []byte) bool {
 		ss, err := decodeSession(id, b)
 		if err != nil {
@@ -116,7 +121,6 @@ func (s *Server) load() {
 			return true
 		}
 		ss.srv = s
-		ss.gone = awaySince(ss.gone, now)
 		s.sessions[id] = ss
 		s.count(ss, ss.identity)
 		for f, sub := range ss.subs {
@@ -137,17 +141,31 @@ func (s *Server) load() {
 	})
 }
 
-// awaySince carries the end of a connection over a restart. Zero means it was
-// connected when we ended. A node may boot in 1970 and learn the time later, so a
-// time that cannot be is not believed, and the result is bound to the monotonic
-// clock of now: a session that ends too early costs a client its unacknowledged
-// messages, one that ends too late costs nothing.
-func awaySince(gone, now time.Time) time.Time {
-	away := now.Sub(gone)
-	if gone.Year() < 2020 || away < 0 {
-		return now
+// trust takes in whether the clock is right. When it is for the first time, sessions that were
+// read at start get their true age, which no later step of the clock changes: it is bound to the
+// monotonic clock of now. Caller holds s.mu, or nothing runs yet.
+func (s *Server) trust(trusted bool, now time.Time) {
+	s.trusted = trusted
+	if s.dated || !trusted {
+		return
 	}
-	return now.Add(-away)
+	s.dated = true
+	for _, ss := range s.sessions {
+		if ss.restored {
+			ss.gone = now.Add(-max(awayFor(ss.gone, now), now.Sub(s.started)))
+		}
+	}
+}
+
+// awayFor is how long ago gone was. It is zero for a client that was connected when we
+// ended. A node may boot in 1970 and learn the time later, so a time that cannot be is not
+// believed: a session that ends too early costs a client its unacknowledged messages, one
+// that ends too late costs nothing.
+func awayFor(gone, now time.Time) time.Duration {
+	if gone.Year() < 2020 {
+		return 0
+	}
+	return max(0, now.Sub(gone))
 }
 
 // Run does the housekeeping: wills of before the start, sessions that end. It

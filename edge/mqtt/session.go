@@ -46,18 +46,18 @@ type session struct {
 
 // Session record, one version byte first:
 //
-//	1 | protocol version | gone (uvarint ms, 0 = connected) | expiry s | will delay s |
+//	1 | protocol version | gone (uvarint ms, 0 = connected, or not known) | expiry s | will delay s |
 //	keep-alive s | identity | username | will (encoded message, empty = none) |
 //	number of subscriptions | each: filter, options byte, identifier
 //
 // numbers are uvarints, texts have a uvarint length.
 const sessionVersion = 1
 
-// encode must be called by the owner, or with srv.mu held when there is none.
+// encode must be called with srv.mu held.
 func (ss *session) encode(dst []byte) []byte {
 	dst = append(dst, sessionVersion, ss.version)
 	var ms int64
-	if !ss.gone.IsZero() {
+	if !ss.gone.IsZero() && (ss.srv.trusted || ss.undated()) { // else the next start would believe a wrong clock
 		ms = ss.gone.UnixMilli()
 	}
 	dst = binary.AppendUvarint(dst, uint64(ms))
@@ -139,8 +139,16 @@ func (c *conn) saveSession(b *burst) {
 
 // expired reports whether the session is over. Caller holds srv.mu; owner is nil.
 func (ss *session) expired(now time.Time) bool {
-	return !ss.durable || now.Sub(ss.gone) >= time.Duration(ss.expiry.Load())*time.Second
+	gone := ss.gone
+	if ss.undated() {
+		gone = ss.srv.started
+	}
+	return !ss.durable || now.Sub(gone) >= time.Duration(ss.expiry.Load())*time.Second
 }
+
+// undated: gone is still what the record says, by a clock that may be another than now's.
+// Caller holds srv.mu.
+func (ss *session) undated() bool { return ss.restored && !ss.srv.dated }
 
 // drop forgets subscriptions and deliveries.
 func (ss *session) drop() {
@@ -418,7 +426,9 @@ func (s *Server) sweep() {
 	}
 	var over []*session
 	wills := map[*session]*message{}
+	trusted := s.cfg.ClockTrusted() // may wait
 	s.mu.Lock()
+	s.trust(trusted, now)
 	for _, ss := range s.sessions {
 		if ss.owner == nil && ss.expired(now) && (ss.durable || ss.will == nil) { // else willDue ends it
 			over = append(over, ss)

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -270,5 +271,71 @@ func TestDisconnectMayShortenTheSession(t *testing.T) {
 	}
 	if w, ok := b.Get(mqtt.KindWindow, "dev"); ok && !bytes.Equal(w, []byte{1, 0, 0}) {
 		t.Errorf("window still there: %x", w)
+	}
+}
+
+// A node that boots years ahead has no right to end a session before somebody vouches for its
+// clock; the clock is set back later, and the sessions have the age that they have.
+func TestBootYearsAheadEndsNoSession(t *testing.T) {
+	const expiry, ahead = 3600, 10 * 365 * 24 * time.Hour
+	leave := func(w *world, id string, present bool) {
+		t.Helper()
+		d, was := w.login(5, opts{id: id, persistent: true, expiry: expiry})
+		if was != present {
+			t.Errorf("%s: present %v", id, was)
+		}
+		d.send([]byte{0xE0, 0})
+		d.closed()
+	}
+	var step atomic.Int64 // of the clock
+	var trusted atomic.Bool
+	clock := func(c *mqtt.Config) {
+		c.Now = func() time.Time { return time.Now().Add(time.Duration(step.Load())) }
+		c.ClockTrusted = trusted.Load
+	}
+	b := newBackend()
+	trusted.Store(true)
+	w := newWorld(t, b, clock)
+	leave(w, "early", false)
+	step.Store(int64(expiry * time.Second / 2))
+	leave(w, "late", false)
+	w.stop()
+
+	b = b.restart()
+	trusted.Store(false)
+	step.Store(int64(ahead))
+	w = newWorld(t, b, clock)
+	w.s.Sweep()
+	if n := w.s.Stats().Sessions; n != 2 {
+		t.Fatalf("%d sessions at a boot years ahead", n)
+	}
+	step.Store(-int64(ahead / 3))
+	leave(w, "wrong", false) // what is written of it does not say a time
+	step.Store(int64(ahead))
+	w.stop()
+
+	b = b.restart()
+	w = newWorld(t, b, clock)
+	w.s.Sweep()
+	trusted.Store(true)
+	step.Store(int64(expiry * time.Second)) // 61 minutes after one has left, 31 after the other
+	step.Add(int64(time.Minute))
+	w.s.Sweep()
+	if n := w.s.Stats().Sessions; n != 2 {
+		t.Errorf("%d sessions of a trusted clock", n)
+	}
+	leave(w, "early", false)
+	leave(w, "late", true)
+	leave(w, "wrong", true)
+	w.stop()
+
+	// Without trust they end as well, counted from the start.
+	b = b.restart()
+	trusted.Store(false)
+	w = newWorld(t, b, clock)
+	step.Add(int64(expiry * time.Second))
+	w.s.Sweep()
+	if n := w.s.Stats().Sessions; n != 0 {
+		t.Errorf("%d sessions for ever", n)
 	}
 }
