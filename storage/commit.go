@@ -262,7 +262,8 @@ func (c *committer) write() error {
 }
 
 // sync makes what was written durable, on own descriptors. After rolls that is
-// the old tail, every new segment, and their names.
+// the old tail, every new segment, and their names. The fsyncs are believed when all
+// are done.
 func (c *committer) sync(begins []uint64) (fsyncs int, err error) {
 	if err := c.tail.Sync(); err != nil {
 		return 0, &DiskError{"fsync", c.l.segDir, err}
@@ -286,6 +287,9 @@ func (c *committer) sync(begins []uint64) (fsyncs int, err error) {
 				return 0, err
 			}
 		}
+	}
+	if err := believe(c.tail); err != nil {
+		return 0, &DiskError{"fsync", c.l.segDir, err}
 	}
 	return 1 + len(begins), nil
 }

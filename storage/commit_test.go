@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -86,7 +87,7 @@ func TestDoneComesInOrder(t *testing.T) {
 // readable then or after a reopen, the same descriptor is never synced again, and
 // the log goes on.
 func TestFailedFsyncIsNeverRetried(t *testing.T) {
-	for _, op := range []string{"sync", "syncdir", "open"} {
+	for _, op := range []string{"sync", "syncdir", "open", "alive"} {
 		t.Run(op, func(t *testing.T) {
 			fs := &testFS{}
 			dir := t.TempDir()
@@ -131,8 +132,57 @@ func TestFailedFsyncIsNeverRetried(t *testing.T) {
 	}
 }
 
-// TestFailingDiskIsAskedAgainLater: while the disk fails appends are refused, and
-// the log comes back on its own when the disk does.
+// TestFsyncsAreBelievedWhenAllAreDone: whether the journal is still there is asked after the
+// last fsync of a commit, of a directory among them, and before anybody hears of it; and
+// after those that opening the log relies on.
+func TestFsyncsAreBelievedWhenAllAreDone(t *testing.T) {
+	fs := &testFS{}
+	dir := t.TempDir()
+	s := open(t, dir, onFS(fs), segmentBytes(4096))
+	p := topic(t, s, "wind", 1).Partition(0)
+	fs.mu.Lock()
+	fs.rec = true
+	fs.mu.Unlock()
+	commit := func(size int) (calls []string, err error) {
+		fs.mu.Lock()
+		fs.log = nil
+		fs.mu.Unlock()
+		a := s.NewAppend("")
+		a.Record(p, 1, nil, make([]byte, size), nil)
+		done := make(chan error)
+		s.Submit(a, func(_ *storage.Append, err error) {
+			fs.mu.Lock()
+			calls = slices.DeleteFunc(slices.Clone(fs.log), func(call string) bool { return call == "sync twin" }) // a copy, behind it
+			fs.mu.Unlock()
+			done <- err
+		})
+		err = <-done
+		return calls, err
+	}
+	for _, size := range []int{5000, 1} {
+		calls, err := commit(size)
+		if n := len(calls); err != nil || n < 2 || !strings.HasPrefix(calls[n-1], "alive ") || size > 4096 && calls[n-2] != "syncdir log" {
+			t.Errorf("a record of %d bytes: %q, %v", size, calls, err)
+		}
+	}
+	fs.setHook(func(op, _ string) error {
+		if op == "alive" {
+			return syscall.EROFS
+		}
+		return nil
+	})
+	if _, err := commit(1); !errors.Is(err, storage.ErrUncertain) || !errors.Is(err, syscall.EROFS) {
+		t.Errorf("a commit when the journal is gone: %v", err)
+	}
+	s.Close()
+	if s, err := storage.Open(storage.Config{Dir: dir, FS: fs, NodeID: "n1", Classes: []storage.ClassConfig{{Name: "main"}}}); !errors.Is(err, syscall.EROFS) {
+		t.Errorf("open: %v", err)
+		if err == nil {
+			s.Close()
+		}
+	}
+}
+
 // TestOneFailedCommitIsSaid: a disk that fails a commit and then opens the log anew is not
 // well before a commit succeeds.
 func TestOneFailedCommitIsSaid(t *testing.T) {
@@ -160,6 +210,8 @@ func TestOneFailedCommitIsSaid(t *testing.T) {
 	}
 }
 
+// TestFailingDiskIsAskedAgainLater: while the disk fails appends are refused, and
+// the log comes back on its own when the disk does.
 func TestFailingDiskIsAskedAgainLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fs := &testFS{}

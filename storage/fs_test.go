@@ -22,15 +22,15 @@ type testFS struct {
 	durable.OS
 	real bool
 	mu   sync.Mutex
-	hook func(op, name string) error // "open", "write", "sync", "syncdir", "rename", "remove", "truncate", "read"
-	log  []string                    // of sync and syncdir, while record is set
+	hook func(op, name string) error // "open", "write", "sync", "syncdir", "alive", "rename", "remove", "truncate"
+	log  []string                    // of sync, syncdir and alive, while record is set
 	rec  bool
 }
 
 func (f *testFS) call(op, name string) error {
 	f.mu.Lock()
 	h := f.hook
-	if f.rec && (op == "sync" || op == "syncdir") {
+	if f.rec && (op == "sync" || op == "syncdir" || op == "alive") {
 		f.log = append(f.log, op+" "+filepath.Base(name))
 	}
 	f.mu.Unlock()
@@ -95,6 +95,13 @@ func (f *testFile) Sync() error {
 		return f.File.Sync()
 	}
 	return nil
+}
+
+func (f *testFile) JournalAlive() error {
+	if err := f.fs.call("alive", f.name); err != nil || !f.fs.real {
+		return err
+	}
+	return f.File.(durable.Journaled).JournalAlive()
 }
 
 func (f *testFile) Write(b []byte) (int, error) {

@@ -157,13 +157,28 @@ func (l *classLog) openWAL(nextIndex uint64, tail *segment) error {
 	if err == nil {
 		f, err = l.s.cfg.FS.OpenFile(tail.path, os.O_RDWR, filePerm)
 	}
+	if err == nil {
+		if err = believe(f); err != nil {
+			f.Close()
+		}
+	}
 	if err != nil {
-		w.Close()
+		closeWAL(w)
 		return &DiskError{"open log", l.segDir, err}
 	}
 	l.preallocate(tail.path)
 	l.c.wal, l.c.tail, l.c.nextIndex = w, f, nextIndex
 	l.c.tailSize, l.c.lent = tail.size, false
+	return nil
+}
+
+// believe tells whether the fsyncs up to now, of all of the file system that f is on, were
+// true ones. What they are relied upon for is said, or done, after the log was opened or a
+// commit has ended, so there it is asked.
+func believe(f File) error {
+	if j, ok := f.(durable.Journaled); ok {
+		return j.JournalAlive()
+	}
 	return nil
 }
 

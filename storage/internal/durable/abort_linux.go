@@ -1,7 +1,6 @@
 package durable
 
 import (
-	"errors"
 	"os"
 	"sync/atomic"
 
@@ -10,25 +9,32 @@ import (
 
 // While ext4 turns read-only after an error (errors=remount-ro, Debian's default for the
 // root) its journal is aborted for a moment, a millisecond to some tens of them, before
-// anything else shows it. An fdatasync in this moment finds its transaction gone and
-// returns success, although the file's new length never reached the disk (seen on 6.18:
-// acknowledged records missing after the next mount). What starts a transaction fails,
-// though, and an attribute that is set to what it is starts one and writes nothing. If
-// the fdatasync was a false one the abort was before it, so this sees it.
+// anything else shows it; errors of the journal itself do the same to every ext4. An fsync
+// of a file or directory in this moment finds its transaction gone and returns success,
+// although a length or a name never reached the disk (seen on 6.18: acknowledged records
+// missing after the next mount). What starts a transaction fails, though, and to replace an
+// attribute that is not there starts one, finds nothing to replace, and writes nothing. An
+// abort is for good: if a sync was a false one, whoever asks after it hears so.
 
 const (
 	ext4Magic = 0xef53
-	abortAttr = "user.tailrace"
+	abortAttr = "user.tailrace" // no file has it
 )
 
-// journal asks after each fdatasync whether it can be believed.
-type journal struct {
-	off atomic.Bool // another file system, or one without attributes
-	on  atomic.Bool
-}
+// setxattr is a variable for tests.
+var setxattr = unix.Fsetxattr
+
+// journal knows whether a file's journal can be asked.
+type journal struct{ state atomic.Int32 }
+
+const (
+	journalUnknown = iota
+	journalAsk
+	journalNone // another file system, or one without attributes
+)
 
 func (j *journal) alive(f *os.File) error {
-	if j.off.Load() {
+	if j.state.Load() == journalNone {
 		return nil
 	}
 	c, err := f.SyscallConn()
@@ -40,29 +46,29 @@ func (j *journal) alive(f *os.File) error {
 		err = cerr
 	}
 	if err != nil {
-		return &os.PathError{Op: "fdatasync succeeded and the journal of the file system is gone, it has met an error:", Path: f.Name(), Err: err}
+		return &os.PathError{Op: "fsync succeeded and the journal of the file system is gone, it has met an error:", Path: f.Name(), Err: err}
 	}
 	return nil
 }
 
 func (j *journal) ask(fd int) error {
-	if !j.on.Load() {
+	if j.state.Load() == journalUnknown {
 		var st unix.Statfs_t
 		if err := unix.Fstatfs(fd, &st); err != nil || st.Type != ext4Magic {
-			j.off.Store(true)
+			j.state.Store(journalNone)
 			return nil
 		}
-		j.on.Store(true)
+		j.state.Store(journalAsk)
 	}
 	for {
-		err := unix.Fsetxattr(fd, abortAttr, []byte{'1'}, 0)
-		switch {
-		case err == unix.EINTR:
+		switch err := setxattr(fd, abortAttr, []byte{'1'}, unix.XATTR_REPLACE); err {
+		case unix.EINTR:
 			continue
-		case errors.Is(err, unix.EROFS) || errors.Is(err, unix.EIO):
+		case unix.EROFS, unix.EIO, unix.ENOMEM:
 			return err
-		case err != nil: // no attributes here, or no room for one
-			j.off.Store(true)
+		case nil, unix.ENODATA:
+		default: // no attributes here, or none for us
+			j.state.Store(journalNone)
 		}
 		return nil
 	}

@@ -44,3 +44,10 @@ type File interface {
 	Truncate(size int64) error
 	Stat() (fs.FileInfo, error)
 }
+
+// Journaled is implemented by a File whose file system may lose its journal while Sync and
+// SyncDir go on to succeed. What they said before JournalAlive returned nil is true, of every
+// file and directory of this file system.
+type Journaled interface {
+	JournalAlive() error
+}

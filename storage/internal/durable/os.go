@@ -33,9 +33,8 @@ type osFile struct {
 	journal *journal
 }
 
-func (f osFile) Sync() error {
-	if err := datasync(f.File); err != nil {
-		return err
-	}
-	return f.journal.alive(f.File)
-}
+func (f osFile) Sync() error { return datasync(f.File) }
+
+var _ Journaled = osFile{}
+
+func (f osFile) JournalAlive() error { return f.journal.alive(f.File) }
