@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -34,7 +33,7 @@ Without flags the file holds everything that the hub has not acknowledged, as fa
 knows. Topics may be patterns (wind.*). A topic that is kept in order enters only where the hub's
 part ends: use --from only to reach back further, or for topics on demand.
 
-Run it on the node, or with --url against its HTTP address.`,
+It asks the node, so --url has to be the node's HTTP address.`,
 		Example: `  tailrace export-bundle --url http://127.0.0.1:8081
   tailrace export-bundle --url http://127.0.0.1:8081 'wind.*' -o /media/usb/turbine-7.trbundle
   tailrace export-bundle --url http://127.0.0.1:8081 vibration.raw --from 2026-11-01T00:00:00Z --to 2026-11-02T00:00:00Z`,
@@ -47,13 +46,9 @@ Run it on the node, or with --url against its HTTP address.`,
 				q.Set("all", "1")
 			}
 			for name, v := range map[string]string{"from": from, "to": to} {
-				if v == "" {
-					continue
+				if v != "" {
+					q.Set(name, timeArg(v, time.Now()))
 				}
-				if d, err := time.ParseDuration(v); err == nil {
-					v = strconv.FormatInt(time.Now().Add(-d).UnixMilli(), 10)
-				}
-				q.Set(name, v)
 			}
 			if out == "" {
 				out = "tailrace-" + time.Now().UTC().Format("20060102T150405Z") + ".trbundle"

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,6 +41,15 @@ func (c *client) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.caFile, "ca", "", "CA certificate that signed the server's, for https")
 	f.StringVar(&c.certFile, "cert", "", "client certificate, for https")
 	f.StringVar(&c.keyFile, "key-file", "", "key of the client certificate")
+}
+
+// timeArg is a time as the API takes it: what is given as a span back from now becomes
+// ms since 1970, everything else is left to the server.
+func timeArg(s string, now time.Time) string {
+	if d, err := time.ParseDuration(s); err == nil {
+		return strconv.FormatInt(now.Add(-d).UnixMilli(), 10)
+	}
+	return s
 }
 
 // apiError is the body of an answer other than 2xx.
@@ -106,6 +116,9 @@ func (c *client) do(ctx context.Context, method, path string, q url.Values, body
 		b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 		_ = json.Unmarshal(b, &body) // an answer from something else has no such body
 		body.Error.Status = resp.StatusCode
+		if body.Error.Code == "unknown_path" {
+			body.Error.Hint = "hubs and nodes answer different questions, a node's address is http://127.0.0.1:8081 unless its configuration says otherwise; is " + c.base + " the right one? (--url)"
+		}
 		return nil, &body.Error
 	}
 	return resp, nil

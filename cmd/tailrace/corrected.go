@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,9 +65,9 @@ func (c corrections) apply(r *row, line []byte) ([]byte, error) {
 			return append(line[:len(line)-1:len(line)-1], `,"time_trusted":false}`...), nil
 		}
 		at := r.Timestamp + x.DeltaMS
-		head := fmt.Sprintf(`"timestamp":%d,"time":"%s"`, r.Timestamp, storehttp.FormatTime(r.Timestamp))
+		head := fmt.Appendf(nil, `"timestamp":%d,"time":"%s"`, r.Timestamp, storehttp.FormatTime(r.Timestamp))
 		fixed := fmt.Sprintf(`"timestamp":%d,"time":"%s","stored_timestamp":%d`, at, storehttp.FormatTime(at), r.Timestamp)
-		i := strings.Index(string(line), head)
+		i := bytes.Index(line, head)
 		if i < 0 {
 			return nil, fmt.Errorf("%s/%d offset %d: the server writes times in a way this program does not know", r.Topic, r.Partition, r.Offset)
 		}

@@ -18,7 +18,7 @@ func newDoctor() *cobra.Command {
 	var config, output string
 	var noLoad, quiet bool
 	var bytes int64
-	var idle []time.Duration
+	var silences []string
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Measure the link from this machine to its hub, and say what is wrong with it",
@@ -35,6 +35,14 @@ about twice --bytes; on a metered link use --no-load. Exit code 1 when it found 
 		RunE: func(c *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {
 				return &exitError{exitUsage, fmt.Errorf("-o %s: use text or json", output)}
+			}
+			var idle []time.Duration
+			for _, s := range silences {
+				d, err := time.ParseDuration(s)
+				if err != nil {
+					return &exitError{exitUsage, fmt.Errorf("--idle: %w", err)}
+				}
+				idle = append(idle, d)
 			}
 			cfg, err := edge.LoadConfig(config)
 			if err != nil {
@@ -78,7 +86,7 @@ about twice --bytes; on a metered link use --no-load. Exit code 1 when it found 
 	f.StringVarP(&output, "output", "o", "text", "text or json")
 	f.Int64Var(&bytes, "bytes", 4<<20, "bytes to send over each transport, for at most 5 s")
 	f.BoolVar(&noLoad, "no-load", false, "do not measure what the link carries")
-	f.DurationSliceVar(&idle, "idle", []time.Duration{20 * time.Second}, "silences after which the hub tries to reach this machine; below 90s; none: --idle \"\"")
+	f.StringSliceVar(&silences, "idle", []string{"20s"}, "silences after which the hub tries to reach this machine; below 90s; none: --idle \"\"")
 	f.BoolVarP(&quiet, "quiet", "q", false, "do not say what is being measured")
 	return c
 }

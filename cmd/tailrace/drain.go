@@ -18,7 +18,9 @@ func newDrain(api *client) *cobra.Command {
 		Short: "Send nodes away from a hub, spread over time",
 		Long: `Asks the named nodes, or all, to leave the hub: for a while (--retry-after), or to another hub of the
 same store (--to). They keep what they take in, and lose nothing. --over spreads the orders, so that
-thousands do not arrive elsewhere in one moment; --retry-after is spread by each node by up to half.`,
+thousands do not arrive elsewhere in one moment; --retry-after is spread by each node by up to half.
+
+Exit code 1 when a named node is not connected: it was not told.`,
 		Example: `  tailrace drain --retry-after 10m --reason "kernel update"
   tailrace drain --to hub-b.example.org:7443 --over 5m
   tailrace drain node-7 node-8 --to hub-b.example.org:7443`,
@@ -37,6 +39,9 @@ thousands do not arrive elsewhere in one moment; --retry-after is spread by each
 				return fmt.Errorf("read the hub's answer: %w", err)
 			}
 			fmt.Fprintln(c.OutOrStdout(), res.Told, "nodes were told to leave")
+			if res.Told < len(args) {
+				return fmt.Errorf("%d of the %d nodes named were not told: they are not connected (tailrace nodes)", len(args)-res.Told, len(args))
+			}
 			return nil
 		},
 	}

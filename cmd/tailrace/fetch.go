@@ -75,7 +75,8 @@ What the node has no longer is declared lost: LOST here, and tailrace losses.
 				}
 				return printFetch(w, f, raw, output)
 			}
-			body, err := json.Marshal(map[string]string{"node": args[0], "topic": args[1], "from": from, "to": to})
+			now := time.Now()
+			body, err := json.Marshal(map[string]string{"node": args[0], "topic": args[1], "from": timeArg(from, now), "to": timeArg(to, now)})
 			if err != nil {
 				return err
 			}
@@ -98,7 +99,7 @@ What the node has no longer is declared lost: LOST here, and tailrace losses.
 		},
 	}
 	fl := c.Flags()
-	fl.StringVar(&from, "from", "", "begin of the span, RFC 3339 or ms since 1970")
+	fl.StringVar(&from, "from", "", "begin of the span: RFC 3339, ms since 1970, or a time back such as 15m")
 	fl.StringVar(&to, "to", "", "end of the span, exclusive; default now")
 	fl.BoolVar(&wait, "wait", false, "wait until it is done")
 	fl.BoolVar(&list, "list", false, "list fetches, the newest first")

@@ -100,13 +100,9 @@ func (f *replayFlags) query(now time.Time) (url.Values, error) {
 		}
 	}
 	for name, v := range map[string]string{"from_time": f.from, "to_time": f.to} {
-		if v == "" {
-			continue
+		if v != "" {
+			q.Set(name, timeArg(v, now))
 		}
-		if d, err := time.ParseDuration(v); err == nil {
-			v = strconv.FormatInt(now.Add(-d).UnixMilli(), 10)
-		}
-		q.Set(name, v)
 	}
 	return q, nil
 }
