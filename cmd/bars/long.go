@@ -42,7 +42,7 @@ func killTest(ctx context.Context, e *env) ([]row, error) {
 	if e.short {
 		n = 20
 	}
-	cmd := fmt.Sprintf("make crash KILLS=%d", n)
+	cmd := fmt.Sprintf("KILLS=%d .ci/crash kill", n)
 	out, err := goTest(ctx, "./firmware-sim/scenario/kill", "-run", "TestKill", "-kills", strconv.Itoa(n))
 	if err != nil {
 		return nil, err
@@ -54,7 +54,7 @@ func killTest(ctx context.Context, e *env) ([]row, error) {
 		return rows, err
 	}
 	return append(rows, row{fmt.Sprintf("kill -9 between fsync and PUBACK, %d times (MQTT issue)", n), "every re-send is stored once", said(out, "each is stored once"), true,
-		fmt.Sprintf("TAILRACE_KILLS=%d go test -v ./cmd/tailrace-edge -run TestWhatWasDurable", n)}), nil
+		fmt.Sprintf("make dup KILLS=%d", n)}), nil
 }
 
 func linkDown(ctx context.Context, _ *env) ([]row, error) {

@@ -79,8 +79,10 @@ func kafkaStalled(ctx context.Context, e *env) ([]row, error) {
 				return nil, err
 			}
 		}
-		if with {
-			time.Sleep(3 * time.Second) // what they asked for was read and stands before them
+		if with { // what they asked for was read and stands before them
+			if err := pause(ctx, 3*time.Second); err != nil {
+				return nil, err
+			}
 		}
 		r, err := produce()
 		for _, c := range conns {
