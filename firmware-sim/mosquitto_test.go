@@ -1,12 +1,15 @@
 package firmwaresim_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,18 +43,24 @@ func mosquitto(t *testing.T) (addr string) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe, "-c", conf)
-	if err := cmd.Start(); err != nil {
+	said, err := cmd.StderrPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) { // a condition with a deadline
-		if c, err := net.Dial("tcp", addr); err == nil {
-			c.Close()
+	var all strings.Builder
+	for lines := bufio.NewScanner(said); lines.Scan(); {
+		if strings.HasSuffix(lines.Text(), " running") {
+			go io.Copy(io.Discard, said)
 			return addr
-		} else if time.Now().After(deadline) {
-			t.Fatal(err)
 		}
+		fmt.Fprintln(&all, lines.Text())
 	}
+	t.Fatalf("mosquitto does not run:\n%s", all.String())
+	return ""
 }
 
 // A real broker hands a subscriber exactly what the devices say they sent.
