@@ -103,7 +103,10 @@ func Run(ctx context.Context, c Config) Result {
 			break
 		}
 		wg.Go(func() {
-			a.again(ctx, inside, 500*time.Millisecond, func(nc net.Conn) { a.flood(ctx, nc, f, c.Topics/flooders) })
+			a.again(ctx, inside, 500*time.Millisecond, func(nc net.Conn) time.Duration {
+				a.flood(ctx, nc, f, c.Topics/flooders)
+				return 500 * time.Millisecond
+			})
 		})
 	}
 	wg.Wait()
@@ -143,10 +146,12 @@ func (a *attack) once(ctx context.Context, net4 byte, f func(net.Conn)) {
 	f(nc)
 }
 
-// again opens a new socket some time after one has ended.
-func (a *attack) again(ctx context.Context, net4 byte, wait time.Duration, f func(net.Conn)) {
+// again opens a new socket when one has ended, as long after it as f says, or soon when none
+// could be opened.
+func (a *attack) again(ctx context.Context, net4 byte, soon time.Duration, f func(net.Conn) time.Duration) {
 	for ctx.Err() == nil {
-		a.once(ctx, net4, f)
+		wait := soon
+		a.once(ctx, net4, func(nc net.Conn) { wait = f(nc) })
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -193,26 +198,20 @@ func (a *attack) rate(ctx context.Context, wg *sync.WaitGroup, perSecond int, f 
 // stay keeps one socket open all the time: one that the server ends is opened again soon,
 // and one that it does not take after some seconds, or refusals would be all that there is.
 func (a *attack) stay(ctx context.Context, open, most *atomic.Int64, every time.Duration) {
-	for ctx.Err() == nil {
-		wait := 100 * time.Millisecond
-		a.once(ctx, silent, func(nc net.Conn) {
-			begin := time.Now()
-			a.hold(ctx, nc, open, most, every)
-			if ctx.Err() != nil {
-				return
-			}
-			if time.Since(begin) < time.Second {
-				a.refused.Add(1)
-				wait = 5 * time.Second
-			} else {
-				a.timedOut.Add(1)
-			}
-		})
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
+	const soon = 100 * time.Millisecond
+	a.again(ctx, silent, soon, func(nc net.Conn) time.Duration {
+		begin := time.Now()
+		a.hold(ctx, nc, open, most, every)
+		switch {
+		case ctx.Err() != nil:
+		case time.Since(begin) < time.Second:
+			a.refused.Add(1)
+			return 5 * time.Second
+		default:
+			a.timedOut.Add(1)
 		}
-	}
+		return soon
+	})
 }
 
 // hold keeps a socket open, saying nothing or a byte of a CONNECT now and then.

@@ -66,10 +66,13 @@ func New(c Config) *Swarm {
 	return &Swarm{cfg: c}
 }
 
-// Run connects the nodes at the given rate and keeps them until ctx ends.
+// Run connects the nodes at the given rate and keeps them until ctx ends. A node that
+// cannot be made ends all.
 func (s *Swarm) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop() // before the wait
 	gap := time.Duration(float64(time.Second) / s.cfg.Rate)
 	tick := time.NewTicker(max(gap, time.Millisecond))
 	defer tick.Stop()
