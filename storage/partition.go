@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"tailrace/storage/record"
 )
 
 // Partition is an ordered sequence of records with offsets, a view on the commit
@@ -44,6 +46,7 @@ type Partition struct {
 
 	cleanListed int          // files that the state names
 	swaps       atomic.Int64 // changes when files are replaced: who does not find one looks again
+	front       atomic.Pointer[frontTime]
 
 	compacting struct {
 		running     atomic.Bool
@@ -95,26 +98,55 @@ func (p *Partition) Bytes() int64 {
 
 // StartTime is the least timestamp (ms) of the retained batches, false when
 // there are none. Compressed batches of others, whose least time is not known,
-// do not count.
-func (p *Partition) StartTime() (int64, bool) {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	lo, ok := int64(0), false
-	take := func(ts, hi int64) {
-		if ts == unknownTime {
-			ts = hi
-		}
-		if !ok || ts < lo {
+// do not count, but for the first: it counts with the time of its first record.
+func (p *Partition) StartTime() (lo int64, ok bool) {
+	take := func(ts int64) {
+		if ts != unknownTime && (!ok || ts < lo) {
 			lo, ok = ts, true
 		}
 	}
+	p.mu.RLock()
+	first := int64(0)
 	for i := range p.spans {
-		take(p.spans[i].min, p.spans[i].max)
+		take(p.spans[i].min)
 	}
 	for i := range p.tail {
-		take(p.tail[i].min, p.tail[i].max)
+		take(p.tail[i].min)
+	}
+	switch {
+	case len(p.spans) > 0:
+		first = p.spans[0].min
+	case len(p.tail) > 0:
+		first = p.tail[0].min
+	}
+	p.mu.RUnlock()
+	if first == unknownTime {
+		if ts, found := p.firstTime(); found {
+			take(ts)
+		}
 	}
 	return lo, ok
+}
+
+// frontTime is what firstTime read of the batch that start lies in, or that is the next.
+type frontTime struct{ start, swaps, ts int64 }
+
+// firstTime is the timestamp of the first record of the first retained batch.
+func (p *Partition) firstTime() (int64, bool) {
+	start, swaps := p.Start(), p.swaps.Load()
+	if f := p.front.Load(); f != nil && f.start == start && f.swaps == swaps {
+		return f.ts, true
+	}
+	env, _, ok := p.entryAfter(start)
+	if !ok {
+		return 0, false
+	}
+	b, _, err := record.Next(env.payload)
+	if err != nil {
+		return 0, false
+	}
+	p.front.Store(&frontTime{start, swaps, b.BaseTimestamp()})
+	return b.BaseTimestamp(), true
 }
 
 // LastTime is the greatest timestamp (ms) of the retained batches.

@@ -146,28 +146,36 @@ func coalesce(refs []ref) int {
 // Origin returns where the stored batch that contains off was first durable, when
 // it was appended with an origin.
 func (p *Partition) Origin(off int64) (Origin, bool) {
-	if off < p.Start() || off >= p.hw.Load() {
+	env, base, ok := p.entryAfter(off)
+	if !ok || base > off {
 		return Origin{}, false
 	}
+	return decodeOrigin(env.origin)
+}
+
+// entryAfter reads the entry of the batch that contains off, or of the first after it,
+// which begins at base.
+func (p *Partition) entryAfter(off int64) (env envelope, base int64, ok bool) {
+	hw := p.hw.Load()
+	if off < p.Start() || off >= hw {
+		return env, 0, false
+	}
 	var one [1]ref
-	seg, refs, err := p.locate(one[:0], off, p.hw.Load(), 0, true)
-	if err != nil || len(refs) == 0 || refs[0].base > off {
-		return Origin{}, false
+	seg, refs, err := p.locate(one[:0], off, hw, 0, true)
+	if err != nil || len(refs) == 0 {
+		return env, 0, false
 	}
 	f, err := p.log.files.get(seg.path)
 	if err != nil {
-		return Origin{}, false
+		return env, 0, false
 	}
 	defer p.log.files.put(f)
 	b := make([]byte, refs[0].size)
 	if n, _ := f.ReadAt(b, refs[0].pos); n < len(b) {
-		return Origin{}, false
+		return env, 0, false
 	}
-	env, err := decodeEnvelope(b)
-	if err != nil || env.partition != p.id {
-		return Origin{}, false
-	}
-	return decodeOrigin(env.origin)
+	env, err = p.checked(b, &refs[0])
+	return env, refs[0].base, err == nil
 }
 
 // OffsetForTime returns the first offset whose record has a timestamp of at

@@ -335,3 +335,62 @@ func TestOriginOfABatchIsKept(t *testing.T) {
 		t.Fatalf("batch differs: %v", err)
 	}
 }
+
+// TestStartTimeOfCompressedBatches: their least time is not known; what stands for it is the
+// first record of the first, from the tail and from a sealed segment, before and after a
+// restart and a deletion.
+func TestStartTimeOfCompressedBatches(t *testing.T) {
+	dir := t.TempDir()
+	mod := []func(*storage.Config){onFS(&testFS{}), segmentBytes(4096)}
+	s := open(t, dir, mod...)
+	p := topic(t, s, "wind", 1).Partition(0)
+	batch := func(times ...int64) {
+		var bl record.Builder
+		bl.Reset(nil)
+		for _, ts := range times {
+			bl.Add(ts, nil, bytes.Repeat([]byte("v"), record.CompressMinBytes), nil)
+		}
+		b := record.Batch(record.Compress(nil, record.Batch(bl.Finish(0, 1))))
+		if b.Codec() == record.CodecNone {
+			t.Fatal("the batch is not compressed")
+		}
+		a := s.NewAppend("")
+		if err := a.Batch(p, b, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Commit(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(when string, lo int64) {
+		t.Helper()
+		if got, ok := p.StartTime(); !ok || got != lo {
+			t.Errorf("%s: start time %d, %v, want %d", when, got, ok, lo)
+		}
+	}
+	if ts, ok := p.StartTime(); ok {
+		t.Errorf("an empty partition starts at %d", ts)
+	}
+	batch(1000, 2000, 3000)
+	want("in the tail", 1000)
+	for ts := int64(4000); len(segments(t, dir)) < 3; ts += 1000 {
+		batch(ts, ts+1, ts+2)
+	}
+	want("in a segment", 1000)
+	put(t, s, p, 900, "late")
+	want("with a lesser time that is known", 900)
+	s.Close()
+	s = open(t, dir, mod...)
+	tp, _ := s.Topic("wind")
+	p = tp.Partition(0)
+	want("after a restart", 900)
+	if err := p.SetStart(3); err != nil {
+		t.Fatal(err)
+	}
+	want("behind the first batch", 900)
+	batch(5, 1<<40)
+	if err := p.SetStart(p.HighWatermark() - 2); err != nil {
+		t.Fatal(err)
+	}
+	want("with what is left of it alone", 5)
+}

@@ -58,14 +58,15 @@ func Describe(t *storage.Topic, partitions bool) TopicInfo {
 		start, hw := p.Start(), p.HighWatermark()
 		pi := PartitionInfo{Partition: p.Index(), Start: start, HighWatermark: hw, Bytes: p.Bytes()}
 		if hw > start {
-			a, _ := p.StartTime()
-			b, _ := p.LastTime()
-			pi.MinTime, pi.MaxTime = FormatTime(a), FormatTime(b)
-			if info.Records == 0 || a < lo {
-				lo = a
+			if a, ok := p.StartTime(); ok {
+				if pi.MinTime = FormatTime(a); info.MinTime == "" || a < lo {
+					lo, info.MinTime = a, pi.MinTime
+				}
 			}
-			if info.Records == 0 || b > hi {
-				hi = b
+			if b, ok := p.LastTime(); ok {
+				if pi.MaxTime = FormatTime(b); info.MaxTime == "" || b > hi {
+					hi, info.MaxTime = b, pi.MaxTime
+				}
 			}
 			info.Records += hw - start
 		}
@@ -77,9 +78,6 @@ func Describe(t *storage.Topic, partitions bool) TopicInfo {
 			}
 			info.Partitions = append(info.Partitions, pi)
 		}
-	}
-	if info.Records > 0 {
-		info.MinTime, info.MaxTime = FormatTime(lo), FormatTime(hi)
 	}
 	return info
 }
