@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"tailrace/storage/storehttp"
 	"tailrace/uplink"
@@ -53,7 +54,7 @@ func (h *Hub) serveBundle(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer h.bundles.Unlock()
-	res, err := h.importBundle(r.Context(), r.Body)
+	res, err := h.importBundle(r.Context(), patient{http.NewResponseController(w), r.Body})
 	var refused *storehttp.Error
 	switch {
 	case errors.As(err, &refused):
@@ -63,6 +64,21 @@ func (h *Hub) serveBundle(w http.ResponseWriter, r *http.Request) {
 	default:
 		reply(w, res)
 	}
+}
+
+// bundlePatience is how long the next bytes of a bundle may take: others wait for its end.
+const bundlePatience = time.Minute
+
+// patient reads a body that must not stand still.
+type patient struct {
+	rc   *http.ResponseController
+	body io.Reader
+}
+
+func (p patient) Read(b []byte) (int, error) {
+	p.rc.SetReadDeadline(time.Now().Add(bundlePatience)) // not every ResponseWriter has deadlines
+	defer p.rc.SetReadDeadline(time.Time{})              // else it would end the request while the disk works
+	return p.body.Read(b)
 }
 
 func (h *Hub) importBundle(ctx context.Context, body io.Reader) (*BundleResult, error) {
@@ -88,18 +104,17 @@ func (h *Hub) importBundle(ctx context.Context, body io.Reader) (*BundleResult, 
 		}
 	}
 	im.wait()
+	failed := cmp.Or(im.failed(), ctx.Err())
 	switch {
-	case im.failed() != nil:
-		return nil, im.failed()
-	case ctx.Err() != nil:
-		return nil, ctx.Err()
+	case failed != nil:
+		im.res.Problem = failed.Error()
 	case err == io.EOF:
 		im.res.Complete = true
 	default: // cut off or damaged: what was good is stored
 		im.res.Problem = err.Error()
 	}
 	im.finish()
-	return im.res, nil
+	return im.res, failed
 }
 
 // bundleImport is one import. Items come from one goroutine; outcomes from the store's.
@@ -118,41 +133,56 @@ type bundleImport struct {
 
 type bundlePart struct {
 	BundlePartResult
-	held map[wire.ID]uplink.RangeSet // by epoch, with what this import has stored
-	last map[wire.ID]*wire.Held
+	mode  wire.Mode
+	at    map[wire.ID]uplink.Range    // which offsets belong to an epoch
+	begin int64                       // the first of them all
+	held  map[wire.ID]uplink.RangeSet // by epoch, with what this import has stored
+	whole uplink.RangeSet             // of the log, each offset in its epoch
+	last  map[wire.ID]*wire.Held
 }
 
 // admit decides whether the bundle's log is the one that is held here, or goes on
 // from it. Unlike a Hello, a bundle may be older than what the link has brought since.
 func (im *bundleImport) admit(head *bundle.Header) error {
-	h, refuse := im.h, func(why string) error {
-		return &storehttp.Error{Status: http.StatusConflict, Code: "fenced", Message: "node " + head.Node + ": " + why,
-			Hint: `what to do stands in the README under "Copies of a node"`}
+	h, s := im.h, sink{im.h}
+	if err := h.cfg.mayConnect(head.Node); err != nil {
+		return &storehttp.Error{Status: http.StatusForbidden, Code: "not_allowed", Message: err.Error()}
 	}
 	h.nodes.mu.Lock()
-	n := h.nodes.nodes[head.Node]
-	fresh := n == nil
-	var fenced string
-	if n != nil {
-		fenced = n.saved.Fenced
-	}
+	fresh := h.nodes.nodes[head.Node] == nil
+	n := h.nodes.get(head.Node, h.cfg.Now())
 	h.nodes.mu.Unlock()
-	if fenced != "" {
-		return refuse("it is fenced: " + fenced)
+	if err := im.adopt(head, n); err != nil {
+		return err
 	}
-	known := h.central.Epochs(head.Node)
-	if !slices.ContainsFunc(known, func(e wire.EpochInfo) bool {
-		return e.ID == head.Inventory.Epochs[len(head.Inventory.Epochs)-1].ID
-	}) {
-		v := decide(known, head.Inventory.Epochs, true, false)
-		if v.reason != "" {
-			return refuse(v.reason)
+	h.nodes.mu.Lock()
+	if fresh {
+		n.saved.Software = truncate(head.Software, 100)
+		n.takeInventory(head.Inventory)
+	}
+	// How a partition comes is what the node last said by the link: a bundle may be older.
+	modes, topics := map[assignKey]wire.Mode{}, map[string]bool{}
+	note := func(topic string, partition int, m wire.Mode) {
+		modes[assignKey{topic: topic, partition: partition}], topics[topic] = m, true
+	}
+	for _, p := range head.Inventory.Partitions {
+		note(p.Topic, p.Partition, p.Mode)
+	}
+	if len(n.saved.Partitions) > 0 {
+		clear(topics)
+	}
+	for _, p := range n.saved.Partitions {
+		note(p.Topic, p.Partition, p.Mode)
+	}
+	idle := n.sessions == 0
+	h.nodes.mu.Unlock()
+	if fresh {
+		if err := h.saveNode(im.ctx, head.Node, true); err != nil {
+			return err
 		}
-		if v.adopt != nil {
-			if err := h.central.Adopt(im.ctx, head.Node, v.adopt); err != nil {
-				return err
-			}
-		}
+	}
+	if idle { // nothing is under way, of a session or of another import
+		h.central.resume(head.Node)
 	}
 	progress, err := h.central.Progress(im.ctx, head.Node)
 	if err != nil {
@@ -161,32 +191,76 @@ func (im *bundleImport) admit(head *bundle.Header) error {
 	for _, p := range head.Parts {
 		i := slices.IndexFunc(head.Inventory.Partitions, func(x wire.PartitionInfo) bool { return x.ID == p.Partition })
 		info := head.Inventory.Partitions[i] // the reader has checked that it is there
-		bp := &bundlePart{held: map[wire.ID]uplink.RangeSet{}, last: map[wire.ID]*wire.Held{}}
+		bp := &bundlePart{at: map[wire.ID]uplink.Range{}, begin: uplink.Forever, held: map[wire.ID]uplink.RangeSet{}, last: map[wire.ID]*wire.Held{}}
 		bp.Topic, bp.Partition, bp.From, bp.To = info.Topic, info.Partition, p.From, p.To
 		for _, have := range progress {
 			if have.Topic == info.Topic && have.Partition == info.Partition {
 				bp.held[have.Epoch], bp.last[have.Epoch] = have.Held.Clone(), have.Last
 			}
 		}
-		for _, b := range p.Before {
-			id := head.Inventory.Epochs[b.Epoch].ID
-			if last := bp.last[id]; last != nil && last.Offset == b.Held.Offset && last.CRC != b.Held.CRC {
-				return refuse(fmt.Sprintf("its log is not the one stored here, they differ in %s/%d at offset %d", info.Topic, info.Partition, last.Offset))
+		bp.whole = heldNow(head.Inventory.Epochs, progress, info.Topic, info.Partition)
+		for k, r := range uplink.EpochRanges(head.Inventory.Epochs, info.Topic, info.Partition) {
+			if bp.at[head.Inventory.Epochs[k].ID] = r; r.To > r.From {
+				bp.begin = min(bp.begin, r.From)
 			}
 		}
-		h.central.allowHoles(assignKey{head.Node, info.Topic, info.Partition}, info.Mode == wire.ModeOnDemand)
+		for _, b := range p.Before {
+			id := head.Inventory.Epochs[b.Epoch].ID
+			if last := bp.last[id]; last != nil && differs(last, b.Held, min(p.From, bp.at[id].To)) {
+				return im.fenced(fmt.Sprintf("its log is not the one stored here, they differ in %s/%d at offset %d", info.Topic, info.Partition, last.Offset))
+			}
+		}
 		im.parts[p.Partition] = bp
 		im.order = append(im.order, p.Partition)
-	}
-	if fresh {
-		h.nodes.mu.Lock()
-		n := h.nodes.get(head.Node, h.cfg.Now())
-		n.saved.Software = truncate(head.Software, 100)
-		n.takeInventory(head.Inventory)
-		h.nodes.mu.Unlock()
-		return h.saveNode(im.ctx, head.Node, true)
+		if bp.Refused = s.refuse(head.Node, info.Topic); bp.Refused != "" {
+			continue
+		}
+		bp.mode, _ = s.order(head.Node, wire.PartitionInfo{Topic: info.Topic, Partition: info.Partition, Mode: modes[assignKey{topic: info.Topic, partition: info.Partition}]},
+			func(topic string) bool { return topics[topic] })
 	}
 	return nil
+}
+
+// adopt takes the bundle's epochs where they go on from those that are known.
+func (im *bundleImport) adopt(head *bundle.Header, n *node) error {
+	h, s := im.h, sink{im.h}
+	n.adopting.Lock()
+	defer n.adopting.Unlock()
+	h.nodes.mu.Lock()
+	fenced, connected := n.saved.Fenced, n.sessions > 0
+	h.nodes.mu.Unlock()
+	if fenced != "" {
+		return im.fenced("it is fenced: " + fenced)
+	}
+	known, named := h.central.Epochs(head.Node), head.Inventory.Epochs
+	if slices.ContainsFunc(known, func(e wire.EpochInfo) bool { return e.ID == named[len(named)-1].ID }) {
+		return nil
+	}
+	v := decide(known, named, true, false)
+	if v.reason != "" {
+		return im.fenced(v.reason)
+	}
+	if v.adopt == nil {
+		return nil
+	}
+	if connected { // with a log that this one has left behind: it would go on sending
+		return im.fenced("the bundle's log is newer than that of the machine connected now: two copies are in use, or it has just been restarted; try again when it is gone")
+	}
+	if err := h.central.Adopt(im.ctx, head.Node, v.adopt); err != nil {
+		return err
+	}
+	return s.closeEpochs(im.ctx, head.Node, known, v)
+}
+
+func (im *bundleImport) fenced(why string) error {
+	return &storehttp.Error{Status: http.StatusConflict, Code: "fenced", Message: "node " + im.node + ": " + why,
+		Hint: `what to do stands in the README under "Copies of a node"`}
+}
+
+// differs says whether the log with a batch b, which ends at end or behind it, is another than the
+// one whose last batch is held here: batches of one log begin at the same offsets.
+func differs(held *wire.Held, b wire.Held, end int64) bool {
+	return held.Offset == b.Offset && held.CRC != b.CRC || held.Offset > b.Offset && held.Offset < end
 }
 
 func (im *bundleImport) failed() error {
@@ -212,7 +286,7 @@ func (im *bundleImport) item(it bundle.Item) error {
 	if it.Gaps != nil {
 		return im.gaps(bp, o, it.Gaps)
 	}
-	held := bp.held[o.Epoch]
+	held, at := bp.held[o.Epoch], bp.at[o.Epoch]
 	var fresh, dup int64
 	for rest := it.Batches; len(rest) > 0; {
 		b, r, err := wire.NextBatch(rest)
@@ -220,13 +294,24 @@ func (im *bundleImport) item(it bundle.Item) error {
 			return err
 		}
 		rest = r
-		if last := bp.last[o.Epoch]; last != nil && last.Offset == b.Base && last.CRC != b.CRC {
-			im.refuse(bp, fmt.Sprintf("the log in the bundle is not the one stored here: they differ at offset %d", b.Base))
+		if last := bp.last[o.Epoch]; last != nil && differs(last, wire.Held{Offset: b.Base, CRC: b.CRC}, b.Next) {
+			im.refuse(bp, fmt.Sprintf("the log in the bundle is not the one stored here: they differ at offset %d", last.Offset))
+			return nil
+		}
+		if b.Base < at.From || b.Next > at.To {
+			im.refuse(bp, fmt.Sprintf("offsets [%d, %d) do not belong to epoch %s, which has [%d, %d)", b.Base, b.Next, short(o.Epoch), at.From, at.To))
 			return nil
 		}
 		n := held.Missing(b.Base, b.Next).Count()
+		// In order, over all epochs, into the companion too: a piece of a gap that is
+		// stored hides what lies before it.
+		if n > 0 && bp.mode != wire.ModeOnDemand && !bp.whole.Covers(bp.begin, b.Base) {
+			im.refuse(bp, behindHole(bp.whole.Missing(bp.begin, b.Base)[0].From, b.Base))
+			return nil
+		}
 		fresh, dup = fresh+n, dup+b.Next-b.Base-n
 		held.Add(b.Base, b.Next)
+		bp.whole.Add(b.Base, b.Next)
 	}
 	bp.held[o.Epoch] = held
 	if fresh == 0 {
@@ -238,15 +323,19 @@ func (im *bundleImport) item(it bundle.Item) error {
 	case <-im.ctx.Done():
 		return im.ctx.Err()
 	}
-	im.h.central.Append(im.ctx, o, bytes.Clone(it.Batches), func(_ uplink.RangeSet, err error) {
+	(sink{im.h}).Append(im.ctx, o, bytes.Clone(it.Batches), func(_ uplink.RangeSet, err error) {
 		defer func() { <-im.slots }()
 		if err == nil {
 			im.count(bp, func(p *BundlePartResult) { p.Records, p.Held = p.Records+fresh, p.Held+dup })
 			return
 		}
-		im.outcome(bp, o, err)
+		im.outcome(bp, err)
 	})
 	return nil
+}
+
+func behindHole(expected, got int64) string {
+	return fmt.Sprintf("the hub holds it to offset %d, the bundle goes on at %d: export again from there, or import first what lies between", expected, got)
 }
 
 func (im *bundleImport) gaps(bp *bundlePart, o wire.Origin, gaps []wire.Gap) error {
@@ -257,11 +346,12 @@ func (im *bundleImport) gaps(bp *bundlePart, o wire.Origin, gaps []wire.Gap) err
 		for _, r := range g.Ranges {
 			n += held.Missing(r.From, r.To).Count()
 			held.Add(r.From, r.To)
+			bp.whole.Add(r.From, r.To)
 		}
 	}
 	bp.held[o.Epoch] = held
 	if _, err := (sink{im.h}).Declare(im.ctx, o, gaps); err != nil {
-		im.outcome(bp, o, err)
+		im.outcome(bp, err)
 		return im.failed()
 	}
 	im.count(bp, func(p *BundlePartResult) { p.Lost += n })
@@ -269,12 +359,12 @@ func (im *bundleImport) gaps(bp *bundlePart, o wire.Origin, gaps []wire.Gap) err
 }
 
 // outcome sorts an error: of this partition, or of the store.
-func (im *bundleImport) outcome(bp *bundlePart, o wire.Origin, err error) {
+func (im *bundleImport) outcome(bp *bundlePart, err error) {
 	var order *OrderError
 	var topic *TopicError
 	switch {
 	case errors.As(err, &order):
-		im.refuse(bp, fmt.Sprintf("the hub holds it to offset %d, the bundle goes on at %d: export again from there, or import first what lies between", order.Expected, order.Got))
+		im.refuse(bp, behindHole(order.Expected, order.Got))
 	case errors.As(err, &topic):
 		im.refuse(bp, topic.Error())
 	case comesAgain(err) || im.ctx.Err() != nil:
@@ -286,7 +376,6 @@ func (im *bundleImport) outcome(bp *bundlePart, o wire.Origin, err error) {
 	default:
 		im.refuse(bp, err.Error())
 	}
-	(sink{im.h}).appendFailed(o, err)
 }
 
 func (im *bundleImport) refuse(bp *bundlePart, why string) {

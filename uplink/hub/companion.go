@@ -86,6 +86,14 @@ func (s sink) effectiveMode(p wire.PartitionInfo, has func(topic string) bool) (
 	return wire.ModeLiveFirst, ""
 }
 
+// order sets how ranges of a node's partition may come, and says in which mode: as the
+// node wishes, or why not.
+func (s sink) order(node string, p wire.PartitionInfo, has func(topic string) bool) (wire.Mode, string) {
+	mode, why := s.effectiveMode(p, has)
+	s.h.central.setOrder(assignKey{node, p.Topic, p.Partition}, orderOf(mode))
+	return mode, why
+}
+
 // ordering is what a stream demands of the ranges that come.
 type ordering int32
 
@@ -121,20 +129,6 @@ func (e *Embedded) setOrder(k assignKey, o ordering) {
 		if st.key.topic == k.topic && st.key.partition == k.partition {
 			st.order.Store(int32(o))
 		}
-	}
-}
-
-// allowHoles says whether ranges of a node's partition may come in any order, for once:
-// from elsewhere than the node.
-func (e *Embedded) allowHoles(k assignKey, on bool) {
-	e.mu.Lock()
-	now := e.orders[k]
-	e.mu.Unlock()
-	switch {
-	case on:
-		e.setOrder(k, orderAny)
-	case now == orderAny:
-		e.setOrder(k, orderStrict)
 	}
 }
 

@@ -33,3 +33,6 @@ func SetInOrder(e *Embedded, node, topic string)   { e.setOrder(assignKey{node, 
 
 // Resume is the part of Hello that lets a node's streams go on.
 func Resume(e *Embedded, node string) { e.resume(node) }
+
+// CentralOf is the hub's store of records.
+func CentralOf(h *Hub) *Embedded { return h.central }

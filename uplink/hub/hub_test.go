@@ -193,7 +193,8 @@ func (s *site) disconnect() {
 	}
 }
 
-func (s *site) publish(topic string, n int) {
+// topic is the partition of a topic, which is made when it is not there.
+func (s *site) topic(topic string) *storage.Partition {
 	s.t.Helper()
 	t, ok := s.store.Topic(topic)
 	if !ok {
@@ -202,7 +203,12 @@ func (s *site) publish(topic string, n int) {
 			s.t.Fatal(err)
 		}
 	}
-	p := t.Partition(0)
+	return t.Partition(0)
+}
+
+func (s *site) publish(topic string, n int) {
+	s.t.Helper()
+	p := s.topic(topic)
 	for range n {
 		a := s.store.NewAppend("")
 		off := p.Next()

@@ -37,7 +37,9 @@ func (c Config) refusal(node, topic string) string {
 	if topic == clockTopic || len(c.NodeRules) == 0 {
 		return ""
 	}
-	topic = strings.TrimSuffix(topic, sketchSuffix)
+	if base, ok := wire.SketchOf(topic); ok {
+		topic = base
+	}
 	for _, r := range c.NodeRules {
 		if ok, _ := path.Match(r.Match, node); !ok {
 			continue
@@ -57,9 +59,6 @@ func (c Config) refusal(node, topic string) string {
 func literal(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
 }
-
-// sketchSuffix names the topic in which a node gives a coarse account of another.
-const sketchSuffix = ".sketch"
 
 // refuse says why nothing of a node's topic is taken, or "". What no session should
 // stumble over again and again is found here, before anything is asked for.

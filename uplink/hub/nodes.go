@@ -25,6 +25,8 @@ type nodeTable struct {
 }
 
 type node struct {
+	adopting sync.Mutex // before nodeTable.mu: held from a decision on the node's epochs until they are adopted
+
 	saved         savedNode
 	sessions      int       // sessions between Connected and Disconnected
 	endedAt       time.Time // of the last session

@@ -53,6 +53,8 @@ func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, er
 	live, accept := n.sessions > 0 || now.Sub(n.endedAt) < time.Second, n.saved.AcceptNext
 	t.mu.Unlock()
 
+	n.adopting.Lock()
+	defer n.adopting.Unlock()
 	known := s.h.central.Epochs(id)
 	v := decide(known, h.Inventory.Epochs, live, accept)
 	if v.reason != "" {
@@ -78,7 +80,7 @@ func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, er
 	if err := s.noteStore(id, h, progress); err != nil {
 		return link.Plan{}, unavailable(err)
 	}
-	if err := s.closeEpochs(ctx, id, known, h.Inventory, v); err != nil {
+	if err := s.closeEpochs(ctx, id, known, v); err != nil {
 		return link.Plan{}, unavailable(err)
 	}
 
@@ -141,7 +143,7 @@ func (s sink) Admit(id string, h wire.Hello) error {
 // closeEpochs declares what of the node's former log the node can no longer
 // send: the hub had heard that it existed. A child epoch that forks below what
 // its parent had reported has lost that tail; a fresh log has lost all of it.
-func (s sink) closeEpochs(ctx context.Context, id string, known []wire.EpochInfo, inv wire.Inventory, v verdict) error {
+func (s sink) closeEpochs(ctx context.Context, id string, known []wire.EpochInfo, v verdict) error {
 	if v.adopt == nil || len(known) == 0 {
 		return nil
 	}
@@ -310,8 +312,7 @@ func (s sink) plan(ctx context.Context, id string, inv wire.Inventory) (link.Pla
 		if plan.Refused[p.Topic] != "" {
 			continue
 		}
-		mode, why := s.effectiveMode(p, func(topic string) bool { return topics[topic] })
-		s.h.central.setOrder(assignKey{id, p.Topic, p.Partition}, orderOf(mode))
+		mode, why := s.order(id, p, func(topic string) bool { return topics[topic] })
 		if mode != p.Mode {
 			if plan.Mode == nil {
 				plan.Mode = map[string]wire.Mode{}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tailrace/storage"
+	"tailrace/uplink/wire"
 )
 
 // TopicRule says how a topic is made when its first record arrives. The first
@@ -48,6 +49,7 @@ func reservedTopic(name string) bool {
 // clockTopic is where nodes say by how much their times were wrong; it needs no rule.
 const clockTopic = "__tailrace_clock"
 
+// rule is the first that fits a name. A sketch for whose own name there is none goes by its topic's.
 func (e *Embedded) rule(name string) (TopicRule, bool) {
 	if name == clockTopic {
 		return TopicRule{Match: clockTopic, Partitions: 1}, true
@@ -56,6 +58,9 @@ func (e *Embedded) rule(name string) (TopicRule, bool) {
 		if ok, _ := path.Match(r.Match, name); ok { // patterns were checked by validate
 			return r, true
 		}
+	}
+	if base, ok := wire.SketchOf(name); ok {
+		return e.rule(base)
 	}
 	return TopicRule{}, false
 }
