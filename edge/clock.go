@@ -32,7 +32,8 @@ type ClockRow struct {
 	From      int64  `json:"from"`
 	To        int64  `json:"to"` // exclusive
 	DeltaMS   int64  `json:"delta_ms"`
-	// Unknown: the machine was switched off before the time was known. Nothing can be
+	// Unknown: the machine was switched off before the time was known, or the records had
+	// left the disk before it was found that the clock was set among them. Nothing can be
 	// said but that the times are not to be trusted.
 	Unknown bool  `json:"unknown,omitempty"`
 	At      int64 `json:"at"` // ms since 1970, when it was found
@@ -53,9 +54,10 @@ const (
 // clockSpan is a stretch in which wall and monotonic clock went together.
 type clockSpan struct {
 	Boot    string                        `json:"boot"`
-	Shift   time.Duration                 `json:"shift"`   // wall minus monotonic
-	From    map[storage.PartitionID]int64 `json:"from"`    // first offsets written in it
-	Trusted bool                          `json:"trusted"` // its times are right
+	Shift   time.Duration                 `json:"shift"`           // wall minus monotonic
+	From    map[storage.PartitionID]int64 `json:"from"`            // first offsets written in it
+	Trusted bool                          `json:"trusted"`         // its times are right
+	Doubt   bool                          `json:"doubt,omitempty"` // the clock was set somewhere in it, its records could not be asked where
 }
 
 // clockState is the durable part.
@@ -159,7 +161,7 @@ func (c *clock) load() {
 	if n := len(c.st.Spans); n > 0 && c.st.Spans[n-1].Boot == c.boot && near(c.st.Spans[n-1].Shift, shift) {
 		return // the process was started again
 	}
-	c.begin(shift, c.seen)
+	c.begin(clockSpan{Shift: shift, From: c.seen, Trusted: c.trusted})
 	if len(c.st.Spans) > 1 || !c.trusted { // else there is nothing to remember
 		c.save()
 	}
@@ -172,9 +174,10 @@ func (c *clock) kernelTrust() bool {
 	return c.synced() && c.wall().UnixMilli() >= c.st.Known && !c.wall().Before(c.floor)
 }
 
-// begin starts a span at the offsets given.
-func (c *clock) begin(shift time.Duration, from map[storage.PartitionID]int64) {
-	c.st.Spans = append(c.st.Spans, clockSpan{Boot: c.boot, Shift: shift, From: from, Trusted: c.trusted})
+// begin starts a span of this boot.
+func (c *clock) begin(s clockSpan) {
+	s.Boot = c.boot
+	c.st.Spans = append(c.st.Spans, s)
 	if n := len(c.st.Spans) - maxSpans; n > 0 {
 		c.st.Spans = c.st.Spans[n:]
 	}
@@ -203,7 +206,11 @@ func (c *clock) look() {
 		if d := c.durable(); slices.ContainsFunc(slices.Collect(maps.Keys(c.stepped)), func(id storage.PartitionID) bool { return d[id] < c.stepped[id] }) && mono-c.stepAt < stepWait {
 			return
 		}
-		c.begin(shift, c.boundary(c.stepped, time.UnixMilli(int64((old+mono)/time.Millisecond)), time.UnixMilli(int64((shift+mono)/time.Millisecond))))
+		from, doubt := c.boundary(c.stepped, time.UnixMilli(int64((old+mono)/time.Millisecond)), time.UnixMilli(int64((shift+mono)/time.Millisecond)))
+		if doubt != nil {
+			c.begin(clockSpan{Shift: old, From: doubt, Doubt: true})
+		}
+		c.begin(clockSpan{Shift: shift, From: from, Trusted: c.trusted})
 		c.stepped = nil
 		c.save()
 		cur = &c.st.Spans[len(c.st.Spans)-1]
@@ -247,7 +254,7 @@ func (c *clock) settle(truth, mono time.Duration, now map[storage.PartitionID]in
 			to = c.st.Spans[i+1].From
 		}
 		delta := truth - s.Shift
-		if s.Trusted || s.Boot == c.boot && delta.Abs() < stepThreshold {
+		if s.Trusted || s.Boot == c.boot && !s.Doubt && delta.Abs() < stepThreshold {
 			continue
 		}
 		rows = append(rows, c.rows(s, to, delta, time.UnixMilli(int64((truth+mono)/time.Millisecond)))...)
@@ -278,7 +285,7 @@ func (c *clock) rows(s clockSpan, to map[storage.PartitionID]int64, delta time.D
 					continue
 				}
 				r := ClockRow{Node: c.node, Boot: s.Boot, Epoch: hex.EncodeToString(epochs[k].ID[:]), Topic: t.Name(), Partition: p.Index(), From: from, To: end, At: at.UnixMilli()}
-				if r.Unknown = s.Boot != c.boot; !r.Unknown {
+				if r.Unknown = s.Boot != c.boot || s.Doubt; !r.Unknown {
 					r.DeltaMS = delta.Milliseconds()
 				}
 				out = append(out, r)
@@ -334,37 +341,52 @@ func (c *clock) save() {
 }
 
 // boundary finds, among what was written since the last look, where the new time
-// begins: the first record of a partition that is nearer to it than to the old one.
-func (c *clock) boundary(now map[storage.PartitionID]int64, old, fresh time.Time) map[storage.PartitionID]int64 {
-	out := map[storage.PartitionID]int64{}
+// begins: the first record of a partition that is nearer to it than to the old one. What
+// stands before that and cannot be read (drop-oldest or the hub's ack had it removed
+// already) is in doubt from the offsets of the second result; nil = nothing is.
+func (c *clock) boundary(now map[storage.PartitionID]int64, old, fresh time.Time) (from, doubt map[storage.PartitionID]int64) {
+	from, doubt = map[storage.PartitionID]int64{}, map[storage.PartitionID]int64{}
 	middle := old.UnixMilli()/2 + fresh.UnixMilli()/2
+	lost := false
 	for id, next := range now {
-		out[id] = next
+		from[id], doubt[id] = next, next
 		p, ok := c.store.PartitionByID(id)
 		if !ok {
 			continue
 		}
-		for off := max(c.seen[id], p.Start()); off < min(next, p.HighWatermark()); {
+		before := c.seen[id] // the end of what is known to be older than the step
+		for off := max(before, p.Start()); off < min(next, p.HighWatermark()) && from[id] == next; {
 			b, n, err := p.Read(nil, off, 1<<20)
 			if err != nil || n <= off {
 				break
 			}
 			off = n
-			for len(b) > 0 {
+			for len(b) > 0 && from[id] == next {
 				var batch record.Batch
 				if batch, b, err = record.Next(b); err != nil {
 					break
 				}
 				for it := batch.Iter(nil); it.Next(); {
 					r := it.Record()
-					if r.Offset >= c.seen[id] && (r.Timestamp > middle) == (fresh.UnixMilli() > middle) && r.Offset < out[id] && !hasEventTime(r) {
-						out[id] = r.Offset
+					if r.Offset < before || r.Offset >= next {
+						continue
 					}
+					if (r.Timestamp > middle) == (fresh.UnixMilli() > middle) && !hasEventTime(r) {
+						from[id] = r.Offset
+						break
+					}
+					before = r.Offset + 1
 				}
 			}
 		}
+		if before < from[id] {
+			doubt[id], lost = before, true
+		}
 	}
-	return out
+	if !lost {
+		doubt = nil
+	}
+	return from, doubt
 }
 
 func hasEventTime(r *record.Record) bool {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -157,6 +158,44 @@ func TestClockThatIsSetLateIsCorrected(t *testing.T) {
 	b.restart()
 	b.c.look()
 	b.want(fmt.Sprintf("boot-1 [0,13) %+dms", delta))
+}
+
+// The records around a step may be gone before it is found: the hub has acknowledged them,
+// or the disk was full. Those of which nothing can be known are not called wrong by 56 years.
+func TestClockSetAmongRecordsThatHaveLeft(t *testing.T) {
+	for name, c := range map[string]struct {
+		gone int64
+		want []string
+	}{
+		"old ones only":           {gone: 12, want: []string{"boot-1 [0,13)"}},
+		"all old ones":            {gone: 13, want: []string{"boot-1 [0,10)", "boot-1 [10,13) unknown"}},
+		"all old and some new":    {gone: 15, want: []string{"boot-1 [0,10)", "boot-1 [10,15) unknown"}},
+		"all since the last look": {gone: 17, want: []string{"boot-1 [0,10)", "boot-1 [10,17) unknown"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBoard(t)
+			b.put(10)
+			b.c.look()
+			b.put(3)
+			b.set()
+			b.put(4)
+			top, _ := b.store.Topic("wind")
+			if err := top.Partition(0).SetStart(c.gone); err != nil {
+				t.Fatal(err)
+			}
+			b.synced = true
+			b.c.look()
+			for i, w := range c.want {
+				if !strings.HasSuffix(w, "unknown") {
+					c.want[i] = fmt.Sprintf("%s %+dms", w, truth.UnixMilli())
+				}
+			}
+			b.want(c.want...)
+			b.put(3)
+			b.c.look()
+			b.want(c.want...)
+		})
+	}
 }
 
 func TestClockThatOnlyTheHubKnows(t *testing.T) {
