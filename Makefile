@@ -14,7 +14,7 @@ KILLS ?= 1000
 HISTORIES ?= 5000
 DAYS ?= 100
 
-.PHONY: help run build test quick race check lint cross setup fuzz sim crash planted dup conformance ecosystem bench link-bench soak bars clean
+.PHONY: help run build test quick race check lint cross setup kafka-up kafka-down fuzz sim crash planted dup conformance ecosystem bench link-bench soak bars clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
@@ -50,6 +50,13 @@ cross: ## static binaries for all platforms, thrown away
 setup: ## install the outside programs that the tests talk to
 	@.ci/setup
 	@.ci/kafka-clients
+
+kafka-up: ## an Apache Kafka cluster on loopback: three brokers, free ports, data in a temporary directory
+	@.ci/kafka-clients
+	@$(GO) run ./.ci/kafka up
+
+kafka-down: ## ends it and removes its data
+	@$(GO) run ./.ci/kafka down
 
 fuzz: ## every fuzz target for FUZZTIME (60s)
 	@.ci/fuzz $(FUZZTIME)
