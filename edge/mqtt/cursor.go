@@ -319,3 +319,10 @@ func (ss *session) beginsHere(filter string) {
 	}
 	k.since[filter] = m
 }
+
+// unsubscribed ends a subscription, and with it what beginsHere remembers: a client that is behind
+// could subscribe to one filter after the other. Caller holds ss.mu.
+func (ss *session) unsubscribed(filter string) {
+	delete(ss.subs, filter)
+	delete(ss.cursor.since, filter)
+}

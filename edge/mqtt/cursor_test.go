@@ -273,3 +273,29 @@ func TestCleanStartForgetsTheCursor(t *testing.T) {
 	sub, _ := w.login(4, opts{id: "sub", persistent: true})
 	sub.silent()
 }
+
+// A client that is behind in the log and subscribes to one filter after the other is remembered
+// for those that it has.
+func TestFiltersThatAreGoneAreForgotten(t *testing.T) {
+	b := newBackend()
+	w := newWorld(t, b, inLog(b, 5))
+	sub, _ := w.login(4, opts{id: "sub", persistent: true})
+	sub.send(subscribe(4, 1, "t", 1))
+	sub.want(suback(4, 1, 1))
+	w.publishAll(1, 0, 40)
+	for range 4 { // all that may be in flight, and none is acknowledged
+		sub.next()
+	}
+	for i := range 50 {
+		sub.send(subscribe(4, 2, fmt.Sprint("other/", i), 1))
+		sub.want(suback(4, 2, 1))
+		if n := w.s.Begins("sub"); n != 1 {
+			t.Fatalf("%d filters of their own position, want that which is subscribed", n)
+		}
+		sub.send(frame(0xA2, u16(3), str(fmt.Sprint("other/", i))))
+		sub.want([]byte{0xB0, 2, 0, 3})
+	}
+	if n := w.s.Begins("sub"); n != 0 {
+		t.Errorf("%d filters remembered that are not subscribed", n)
+	}
+}

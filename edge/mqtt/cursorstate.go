@@ -98,7 +98,7 @@ func (r *blobs) one() byte {
 
 // decodeCursor fills an empty session. Messages in flight are read from the log; what
 // is not there any more is not sent again.
-func (ss *session) decodeCursor(b []byte) error {
+func (ss *session) decodeCursor(b []byte) (err error) {
 	if len(b) == 0 || b[0] != cursorVersion {
 		return errState
 	}
@@ -116,12 +116,9 @@ func (ss *session) decodeCursor(b []byte) error {
 		if r.bad || o.id == 0 {
 			return errState
 		}
-		ss.srv.cfg.Log.Read(o.at.Part, o.at.Offset, func(off int64, m *Stored) bool {
-			if off == o.at.Offset {
-				o.m = m.message(o.at)
-			}
-			return false
-		})
+		if o.m, err = ss.srv.readAt(o.at); err != nil {
+			ss.srv.log.Error("log cannot be read for a session, a delivery in flight is not sent again", "client", ss.id, "partition", o.at.Part, "offset", o.at.Offset, "error", err)
+		}
 		if o.m == nil && !o.released {
 			continue
 		}
@@ -135,6 +132,17 @@ func (ss *session) decodeCursor(b []byte) error {
 		return errState
 	}
 	return nil
+}
+
+// readAt reads one message from the log; nil when it is not there any more.
+func (s *Server) readAt(at Position) (m *message, err error) {
+	_, err = s.cfg.Log.Read(at.Part, at.Offset, func(off int64, st *Stored) bool {
+		if off == at.Offset {
+			m = st.message(at)
+		}
+		return false
+	})
+	return m, err
 }
 
 // message copies m.

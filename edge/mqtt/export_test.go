@@ -1,6 +1,9 @@
 package mqtt
 
-import "time"
+import (
+	"runtime"
+	"time"
+)
 
 // Sweep runs one round of housekeeping.
 func (s *Server) Sweep() { s.sweep() }
@@ -11,5 +14,32 @@ func (s *Server) Checkpoint() { s.checkpoint(false) }
 // LookAround does what Run does every few seconds; a keep-alive counts from now.
 func (s *Server) LookAround(now time.Time) { s.lookAround(now) }
 
+// Begins is how many filters of a session have a position of their own.
+func (s *Server) Begins(client string) int {
+	s.mu.Lock()
+	ss := s.sessions[client]
+	s.mu.Unlock()
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return len(ss.cursor.since)
+}
+
 // Parked is how many connections wait without a goroutine.
 func (s *Server) Parked() int { return int(s.parker.count.Load()) }
+
+// FlusherRoom is how many places a flusher's line has after turns in which it was never empty.
+func FlusherRoom(turns int) int {
+	var f flusher
+	f.workers = runtime.GOMAXPROCS(0) // start none
+	var turn [flushTurn]*outbox
+	for range flushTurn + 1 {
+		f.add(nil)
+	}
+	for range turns {
+		f.take(turn[:])
+		for range flushTurn {
+			f.add(nil)
+		}
+	}
+	return cap(f.queue)
+}

@@ -30,6 +30,11 @@ func (f *flusher) init() { f.loop = f.run }
 
 func (f *flusher) add(o *outbox) {
 	f.mu.Lock()
+	if len(f.queue) == cap(f.queue) && f.head > len(f.queue)/2 { // it need not ever be empty
+		n := copy(f.queue, f.queue[f.head:])
+		clear(f.queue[n:])
+		f.queue, f.head = f.queue[:n], 0
+	}
 	f.queue = append(f.queue, o)
 	start := f.workers == 0 || len(f.queue)-f.head > f.workers*flushLine && f.workers < runtime.GOMAXPROCS(0)
 	if start {
@@ -46,23 +51,30 @@ func (f *flusher) run() {
 	defer tryWriters.Put(w)
 	var turn [flushTurn]*outbox
 	for {
-		f.mu.Lock()
-		n := copy(turn[:], f.queue[f.head:])
-		clear(f.queue[f.head : f.head+n])
-		if f.head += n; f.head == len(f.queue) {
-			f.queue, f.head = f.queue[:0], 0
-		}
+		n := f.take(turn[:])
 		if n == 0 {
-			f.workers--
-			f.mu.Unlock()
 			return
 		}
-		f.mu.Unlock()
 		for i, o := range turn[:n] {
 			turn[i] = nil
 			o.flush(w)
 		}
 	}
+}
+
+// take moves the first of the line into turn; 0 = there is none, and the worker has ended.
+func (f *flusher) take(turn []*outbox) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := copy(turn, f.queue[f.head:])
+	clear(f.queue[f.head : f.head+n])
+	if f.head += n; f.head == len(f.queue) {
+		f.queue, f.head = f.queue[:0], 0
+	}
+	if n == 0 {
+		f.workers--
+	}
+	return n
 }
 
 // flush writes once what waits. It does not block.

@@ -32,3 +32,21 @@ func TestAnOfferThatComesAfterItWasReadIsPassedOver(t *testing.T) {
 		}
 	}
 }
+
+// What members hand back when they go is bounded: beyond a queue's length new messages stay in the
+// log until it has gone to others.
+func TestWhatComesBackIsBounded(t *testing.T) {
+	s := &Server{cfg: Config{Log: noLog{20}}.withDefaults()}
+	for back, taken := range map[int]bool{0: true, s.cfg.Limits.Queued - 1: true, s.cfg.Limits.Queued: false} {
+		ss := &session{srv: s, id: "member"}
+		ss.conn = &conn{srv: s, outMax: 4}
+		ss.conn.out.broken = true // takes everything
+		g := &group{srv: s, name: "g", filter: "t", members: []target{{ss: ss, qos: 1}}}
+		g.redo = make([]Position, back)
+		g.lag.Store(true)
+		g.offer(&message{topic: "t", qos: 1, at: Position{7, 3}})
+		if left := len(g.cursor.behind) > 0; left == taken {
+			t.Errorf("%d came back: a new message is left in the log %v", back, left)
+		}
+	}
+}

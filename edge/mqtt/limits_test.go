@@ -274,3 +274,11 @@ func TestServerKeepAliveIsImposed(t *testing.T) {
 		}
 	}
 }
+
+// The line of the flusher is no longer than the connections that stand in it, however long it is
+// not empty.
+func TestTheLineOfTheFlusherDoesNotGrow(t *testing.T) {
+	if n := mqtt.FlusherRoom(10_000); n > 256 {
+		t.Errorf("%d places for 33 connections", n)
+	}
+}

@@ -103,7 +103,7 @@ func (ss *session) revoke(c *Client, read func(*Client, string) error) int {
 	for f := range ss.subs {
 		if _, plain, ok := topic.Shared(f); ok && read(c, plain) != nil {
 			gone = append(gone, f)
-			delete(ss.subs, f)
+			ss.unsubscribed(f)
 		}
 	}
 	if len(gone) > 0 {

@@ -55,7 +55,7 @@ func (g *group) offer(m *message) {
 	if b != nil && m.at.Offset >= b.next || k.wasRead(m.at) {
 		return // it is read from the log, or was
 	}
-	if b == nil && g.hand(m) {
+	if b == nil && len(g.redo) < g.srv.cfg.Limits.Queued && g.hand(m) { // else members that come and go could let redo grow without end
 		return
 	}
 	k.leave(m.at)
@@ -235,13 +235,7 @@ func (g *group) step() bool {
 
 // handAgain hands out one message that came back.
 func (g *group) handAgain(at Position) bool {
-	var m *message
-	_, err := g.srv.cfg.Log.Read(at.Part, at.Offset, func(off int64, s *Stored) bool {
-		if off == at.Offset {
-			m = s.message(at)
-		}
-		return false
-	})
+	m, err := g.srv.readAt(at)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err != nil {

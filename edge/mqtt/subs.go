@@ -297,7 +297,7 @@ func (c *conn) unsubscribe(head byte, body []byte) error {
 		filter := string(f)
 		ss.mu.Lock()
 		_, have := ss.subs[filter]
-		delete(ss.subs, filter)
+		ss.unsubscribed(filter)
 		ss.mu.Unlock()
 		name, plain, ok := topic.Shared(filter)
 		switch {
