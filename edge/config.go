@@ -137,6 +137,9 @@ type TopicConfig struct {
 	// Streams of 1 and above are urgent: alarms. They go on when a budget is used up or a
 	// schedule keeps the rest back.
 	Priority int `yaml:"priority"`
+	// Sketch: of what the hub does not get at once a coarse account goes ahead, the least, the
+	// greatest and the last of every number per device and window, as stream <stream>.sketch.
+	Sketch *SketchConfig `yaml:"sketch"`
 }
 
 // MQTTConfig is the MQTT server.
@@ -378,6 +381,14 @@ func (c Config) withDefaults() Config {
 	}
 	for i := range c.Bridges {
 		c.Bridges[i] = c.Bridges[i].withDefaults(c.Node)
+	}
+	c.Topics = slices.Clone(c.Topics)
+	for i, t := range c.Topics {
+		if t.Sketch != nil {
+			window := t.Sketch.Window
+			def(&window, time.Minute)
+			c.Topics[i].Sketch = &SketchConfig{window}
+		}
 	}
 	def(&c.Devices.Max, 10_000)
 	def(&c.HTTP.Address, "127.0.0.1:8081")

@@ -41,6 +41,7 @@ func TestConfigurationsThatCannotWorkAreRefusedWithTheRule(t *testing.T) {
 		{"hub without port", "default:", "uplink: {hubs: [h], tls: {cert: a, key: b, ca: c}}\ndefault:", "host:port"},
 		{"topic class", "default:", "topics: [{match: x, class: gone}]\ndefault:", "no such storage class"},
 		{"topic mode", "default:", "topics: [{match: x, mode: fast}]\ndefault:", "live-first"},
+		{"sketch window", "default:", "topics: [{match: x, sketch: {window: 10ms}}]\ndefault:", "1s to 24h"},
 		{"bridge without broker", "default:", "bridges: [{name: b, subscriptions: [{filter: a}]}]\ndefault:", "brokers"},
 		{"bridge qos", "default:", "bridges: [{name: b, brokers: [\"mqtt://x\"], subscriptions: [{filter: a, qos: 3}]}]\ndefault:", "qos"},
 		{"bad route", "default:", "routes: [{topic: \"a/#/b\", stream: s}]\ndefault:", "last segment"},

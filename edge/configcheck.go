@@ -45,6 +45,7 @@ func (c Config) validate() error {
 		_, err = parseMode(t.Mode)
 		bad(err == nil, "topics[%d].mode: %v", i, err)
 		bad(t.Priority >= -maxPriority && t.Priority <= maxPriority, "topics[%d].priority %d: want -100 to 100", i, t.Priority)
+		bad(t.Sketch == nil || t.Sketch.Window >= time.Second && t.Sketch.Window <= 24*time.Hour, "topics[%d].sketch.window: want 1s to 24h", i)
 	}
 	c.validateMQTT(bad)
 	names := map[string]bool{}

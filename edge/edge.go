@@ -26,6 +26,7 @@ import (
 	"tailrace/edge/mqtt"
 	"tailrace/storage"
 	"tailrace/uplink/link"
+	"tailrace/uplink/wire"
 )
 
 // Node is one node. Make it with New.
@@ -59,6 +60,7 @@ type Node struct {
 	bridges    []*bridge.Bridge
 	link       *link.Client // nil without hubs
 	budgets    *budgets     // nil without hubs
+	sketcher   *sketcher    // nil when nothing is sketched
 	mqttAddrs  []net.Addr
 	httpAddr   net.Addr // nil when off
 	committing progressWatch
@@ -261,11 +263,23 @@ func (n *Node) open() error {
 		Fallback: c.Uplink.Fallback, Proxy: proxy, RateLimit: int64(c.Uplink.RateLimit),
 		NodeID: c.Node, Hubs: c.Uplink.Hubs, TLS: n.uplinkTLS, CertTime: n.certTime, Source: n.source, Status: n.wireStatus, PacketConn: c.PacketConn,
 		Logger: n.logger.With("part", "uplink"), Boot: n.store.Identity().BootID, Software: "tailrace-edge " + c.Version,
-		KnownStore: n.source.knownStore, OnWelcome: n.source.welcomed,
+		KnownStore: n.source.knownStore, OnWelcome: n.welcomed,
 		ClockTrusted: n.clockTrusted, WindowBytes: int(c.Uplink.Window), NoCompression: c.Uplink.NoCompression,
 	}); err != nil {
 		return fmt.Errorf("uplink: %w", err)
 	}
 	n.budgets = newBudgets(c, n.store, n.link, n.budgetTime)
+	if n.sketcher = newSketcher(n); n.sketcher != nil {
+		n.sketcher.connected = func() bool { return n.link.State().Connected }
+	}
 	return nil
+}
+
+// welcomed hears that a hub has taken the node in.
+func (n *Node) welcomed(w wire.Welcome) error {
+	err := n.source.welcomed(w)
+	if err == nil && n.sketcher != nil {
+		wake(n.sketcher.welcome)
+	}
+	return err
 }

@@ -429,6 +429,10 @@ func (in *ingest) resolve(topic, client, user string, now time.Time) (r *route, 
 		r.err = err
 		return r, true
 	}
+	if base, ok := in.streams.sketchOf(r.Stream); ok {
+		r.err = fmt.Errorf("%w: %q is what this node itself says of stream %q", devices.ErrStream, r.Stream, base)
+		return r, true
+	}
 	if r.part, r.class, err = in.streams.partition(r.Stream); err != nil {
 		r.err = err
 		return r, false

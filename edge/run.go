@@ -112,6 +112,9 @@ func (n *Node) Run(ctx context.Context) (err error) {
 			})
 		}
 	}
+	if n.sketcher != nil {
+		house.Go(func() error { n.sketcher.run(houseCtx); return nil })
+	}
 	house.Go(func() error { n.housekeeping(houseCtx); return nil })
 	house.Go(func() error { n.clock.run(houseCtx); return nil })
 	house.Go(func() error { n.notify.watch(houseCtx, n.healthy); return nil })

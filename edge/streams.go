@@ -42,14 +42,28 @@ func newStreams(store *storage.Store, c Config) *streams {
 	return s
 }
 
-// rule returns the settings for a stream; the zero value without one.
+// rule returns the settings for a stream; the zero value without one. A sketch lies where its
+// stream lies, which is kept in order.
 func (s *streams) rule(name string) TopicConfig {
+	if base, ok := s.sketchOf(name); ok {
+		r := s.rule(base)
+		r.Mode, r.Sketch = "", nil
+		return r
+	}
 	for _, r := range s.rules {
 		if ok, _ := path.Match(r.Match, name); ok {
 			return r
 		}
 	}
 	return TopicConfig{}
+}
+
+// sketchOf is the stream that name is the sketch of.
+func (s *streams) sketchOf(name string) (base string, ok bool) {
+	if base, ok = wire.SketchOf(name); ok {
+		ok = s.rule(base).Sketch != nil
+	}
+	return base, ok
 }
 
 // replication is how a stream goes to the hub. Our own streams go in order, before everything.

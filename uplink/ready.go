@@ -1,32 +1,35 @@
 package uplink
 
 import (
+	"cmp"
 	"slices"
 
 	"tailrace/uplink/wire"
 )
 
 // readyQueue holds the wants that have something to send on one lane: the highest
-// priority first, those of one priority in turn. There are few priorities.
+// rank first, those of one rank in turn. There are few ranks.
 type readyQueue struct{ levels []readyLevel }
 
 type readyLevel struct {
-	priority int32
-	wants    []*senderWant
+	rank  rank
+	wants []*senderWant
+}
+
+// rank orders by priority, and of one priority sketches before everything else.
+type rank int64
+
+func rankOf(n string, priority int32) rank {
+	if _, ok := wire.SketchOf(n); ok {
+		return 2*rank(priority) + 1
+	}
+	return 2 * rank(priority)
 }
 
 func (q *readyQueue) push(w *senderWant) {
-	i, found := slices.BinarySearchFunc(q.levels, w.part.priority, func(l readyLevel, p int32) int {
-		switch { // descending
-		case l.priority > p:
-			return -1
-		case l.priority < p:
-			return 1
-		}
-		return 0
-	})
+	i, found := slices.BinarySearchFunc(q.levels, w.part.rank, func(l readyLevel, r rank) int { return cmp.Compare(r, l.rank) }) // descending
 	if !found {
-		q.levels = slices.Insert(q.levels, i, readyLevel{priority: w.part.priority})
+		q.levels = slices.Insert(q.levels, i, readyLevel{rank: w.part.rank})
 	}
 	q.levels[i].wants = append(q.levels[i].wants, w)
 }
@@ -34,7 +37,7 @@ func (q *readyQueue) push(w *senderWant) {
 // peek is the next want with at least a priority, nil without one. It forgets those
 // that are not ready any more.
 func (q *readyQueue) peek(floor int32) *senderWant {
-	for len(q.levels) > 0 && q.levels[0].priority >= floor {
+	for len(q.levels) > 0 && q.levels[0].rank >= 2*rank(floor) {
 		l := &q.levels[0]
 		for len(l.wants) > 0 {
 			if l.wants[0].state == wantReady {

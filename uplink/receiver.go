@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"tailrace/uplink/ranges"
@@ -126,6 +127,11 @@ func (r *Receiver) Plan(inv wire.Inventory, progress []Progress, mode map[string
 		p := &progress[i]
 		known[key{name{p.Topic, p.Partition}, p.Epoch}] = p
 	}
+	modeOf := make(map[string]wire.Mode, len(inv.Partitions))
+	for i := range inv.Partitions {
+		modeOf[inv.Partitions[i].Topic] = inv.Partitions[i].Mode
+	}
+	maps.Copy(modeOf, mode)
 	for i := range inv.Partitions {
 		info := inv.Partitions[i]
 		if p := r.parts[info.ID]; p != nil {
@@ -134,11 +140,12 @@ func (r *Receiver) Plan(inv wire.Inventory, progress []Progress, mode map[string
 		}
 		p := &recvPart{info: info, forked: map[int]bool{}}
 		r.parts[info.ID] = p
-		m := info.Mode
-		if x, ok := mode[info.Topic]; ok {
-			m = x
-		}
+		m := modeOf[info.Topic]
 		p.closed = m == wire.ModeRefused
+		behind := wire.LaneBulk
+		if base, ok := wire.SketchOf(info.Topic); ok && modeOf[base] == wire.ModeLiveFirst {
+			behind = wire.LaneBackfill // where the detail goes, to be in front of it
+		}
 		spans := r.epochs.spans(name{info.Topic, info.Partition})
 		newest := -1 // the last span of which records are stored
 		for i, sp := range spans {
@@ -161,7 +168,7 @@ func (r *Receiver) Plan(inv wire.Inventory, progress []Progress, mode map[string
 			if len(missing) > wire.MaxRanges {
 				missing = append(missing[:wire.MaxRanges-1:wire.MaxRanges-1], missing[len(missing)-1])
 			}
-			r.plan(p, sp, missing, last, m, rate, i < newest)
+			r.plan(p, sp, missing, last, m, behind, rate, i < newest)
 		}
 		r.ask(p)
 	}
@@ -184,8 +191,8 @@ const smallGap = 256
 
 // plan makes the Wants of one epoch of a partition. In a topic the offsets of a node only
 // grow: what lies below something that is stored already (above: of a younger epoch) goes
-// to the companion topic, as does the gap of a live-first topic.
-func (r *Receiver) plan(p *recvPart, sp span, missing RangeSet, last *wire.Held, m wire.Mode, rate [wire.Lanes]uint64, above bool) {
+// to the companion topic, as does the gap of a live-first topic. behind is the lane of a backlog.
+func (r *Receiver) plan(p *recvPart, sp span, missing RangeSet, last *wire.Held, m wire.Mode, behind wire.Lane, rate [wire.Lanes]uint64, above bool) {
 	live := m == wire.ModeLiveFirst
 	open := sp.to == Forever
 	tail := Range{From: Forever, To: Forever}
@@ -206,13 +213,13 @@ func (r *Receiver) plan(p *recvPart, sp span, missing RangeSet, last *wire.Held,
 		tail.From = p.info.Next
 	}
 	if len(back) > 0 {
-		lane := wire.LaneBulk
+		lane := behind
 		if live {
 			lane = wire.LaneBackfill
 		}
 		p.later = append(p.later, laterWant{&wire.Want{Partition: p.info.ID, Epoch: r.epochs.id(sp.epoch), Ranges: back, Lane: lane, CatchUp: lane, Rate: rate[lane], Last: last}, true})
 	}
-	w := &wire.Want{Partition: p.info.ID, Epoch: r.epochs.id(sp.epoch), Ranges: rest, Lane: wire.LaneBulk, CatchUp: wire.LaneBulk, Last: last}
+	w := &wire.Want{Partition: p.info.ID, Epoch: r.epochs.id(sp.epoch), Ranges: rest, Lane: behind, CatchUp: behind, Last: last}
 	switch {
 	case live && open:
 		w.Follow, w.From, w.Lane, w.CatchUp = true, tail.From, wire.LaneLive, wire.LaneLive

@@ -74,6 +74,7 @@ type senderPart struct {
 	id          uint32
 	name        name
 	priority    int32
+	rank        rank // in ready queues
 	start, next int64
 	spans       []span
 	wants       []*senderWant
@@ -179,7 +180,7 @@ func (s *Sender) Inventory(inv wire.Inventory) {
 			continue
 		}
 		n := name{p.Topic, p.Partition}
-		sp := &senderPart{id: p.ID, name: n, priority: p.Priority, start: p.Start, next: p.Next, spans: s.epochs.spans(n), gone: map[int]*RangeSet{}, forked: map[int]bool{}}
+		sp := &senderPart{id: p.ID, name: n, priority: p.Priority, rank: rankOf(p.Topic, p.Priority), start: p.Start, next: p.Next, spans: s.epochs.spans(n), gone: map[int]*RangeSet{}, forked: map[int]bool{}}
 		s.parts[p.ID], s.byName[n] = sp, sp
 	}
 }
