@@ -302,3 +302,6 @@ func freePorts(n int) ([]int, error) {
 	}
 	return ports, nil
 }
+
+// Dir is where the cluster's files are.
+func (c *Cluster) Dir() string { return c.opt.Dir }
