@@ -37,6 +37,7 @@ type authenticator struct {
 
 	failed limit.Buckets // tokens of failed logins by address
 	queue  auth.Queue    // of passwords to hash: a login storm leaves cores to the ingest
+	worker *auth.Worker  // hashes them
 
 	hashes, running, hashPeak atomic.Int64 // computed, under way, at most under way at once
 
@@ -72,7 +73,7 @@ const (
 )
 
 func newAuthenticator(c AuthConfig, now func() time.Time) (*authenticator, error) {
-	a := &authenticator{anonymous: c.AllowAnonymous, file: c.PasswordFile, acl: c.ACLFile, inline: c.ACL, now: now,
+	a := &authenticator{anonymous: c.AllowAnonymous, file: c.PasswordFile, acl: c.ACLFile, inline: c.ACL, worker: c.HashWorker, now: now,
 		failed: limit.Buckets{Rate: c.FailedLogins.PerMinute / 60, Burst: float64(c.FailedLogins.Burst), Max: 16 << 10},
 		proven: map[[32]byte]struct{}{}}
 	a.queue = auth.Queue{Slots: min(2, max(1, runtime.GOMAXPROCS(0)/2)), Waiting: maxWaiting, Patience: hashPatience,
@@ -229,7 +230,7 @@ func (a *authenticator) check(p *policy, username string, password []byte, from 
 			a.hashPeak.Store(n)
 		}
 		defer a.running.Add(-1)
-		ok := p.users.Verify(username, password)
+		ok := p.users.Verify(username, password, a.worker)
 		if !ok { // before the next one is chosen
 			a.failed.Take(from, a.now())
 			counted = true

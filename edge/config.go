@@ -255,6 +255,8 @@ type AuthConfig struct {
 	ClientIDs    []string `yaml:"client_ids"`
 	// FailedLogins of one address; beyond, logins are refused before the password is hashed.
 	FailedLogins FailedLogins `yaml:"failed_logins"`
+	// HashWorker compares passwords; nil = the node itself. Not in the file.
+	HashWorker *auth.Worker `yaml:"-"`
 }
 
 // FailedLogins: Burst at once (default 10), then PerMinute (default 10).

@@ -22,10 +22,14 @@ import (
 	"syscall"
 
 	"tailrace/edge"
+	"tailrace/edge/auth"
 )
 
 // version is set by the linker (-X main.version=…); else it comes from the build information.
 var version string
+
+// hashWorker is the argument with which a node starts itself to hash passwords (auth.Worker).
+const hashWorker = "hash-worker"
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
@@ -39,6 +43,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	fs.Usage = func() {
 		fmt.Fprintln(stderr, "usage: tailrace-edge -config FILE [-check-config | -new-epoch]\n       tailrace-edge version")
 		fs.PrintDefaults()
+	}
+	if len(args) == 1 && args[0] == hashWorker {
+		if err := auth.ServeHashes(os.Stdin, stdout); err != nil {
+			fmt.Fprintln(stderr, "hash worker:", err)
+			return 1
+		}
+		return 0
 	}
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -68,6 +79,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	cfg.Version, cfg.NewEpoch = softwareVersion(), *newEpoch
 	logger := slog.New(cfg.Log.Handler(stderr, isTerminal(os.Stderr)))
 	cfg.Logger = logger
+	if cfg.MQTT.Auth.HashWorker, err = auth.SelfWorker(hashWorker, logger); err != nil {
+		logger.Warn("no process of their own for password hashes", "error", err)
+	}
 	node, err := edge.New(cfg)
 	if err != nil {
 		fmt.Fprintln(stderr, err)

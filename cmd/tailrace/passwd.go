@@ -85,7 +85,7 @@ The password is asked for on a terminal, else it is the first line of standard i
 				if err != nil {
 					return err
 				}
-				if !p.Verify(args[1], pw) {
+				if !p.Verify(args[1], pw, nil) {
 					return &exitError{exitFailed, errors.New("unknown user or wrong password")}
 				}
 				fmt.Fprintln(c.OutOrStdout(), "password is right")

@@ -2,7 +2,7 @@
 // identities, and ordered rules of access.
 //
 //	pw, err := auth.LoadPasswords("passwd")
-//	ok := pw.Verify("plc-7", password)
+//	ok := pw.Verify("plc-7", password, nil)
 //	rules, err := auth.LoadRules("acl")
 //	ok = rules.Allows(auth.Subject{Identity: "user:plc-7", Client: "plc-7"}, auth.Publish, "factory/a/plc-7")
 //

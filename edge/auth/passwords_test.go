@@ -42,7 +42,7 @@ func TestLinesThatCostTooMuchOrSayNothingAreRefused(t *testing.T) {
 		}
 	}
 	p, err := auth.ReadPasswords(strings.NewReader(""))
-	if err != nil || p.Verify("a", []byte("x")) || p.Verify("", nil) {
+	if err != nil || p.Verify("a", []byte("x"), nil) || p.Verify("", nil, nil) {
 		t.Errorf("an empty file lets somebody in: %v", err)
 	}
 }
