@@ -127,7 +127,7 @@ func New(c Config) (_ *Hub, err error) {
 // restartSpread is over how long nodes come back after a restart: 300 handshakes a second
 // take about a third of a core.
 func restartSpread(nodes int) time.Duration {
-	return min(max(2*time.Second, time.Duration(nodes)*time.Second/300), time.Minute)
+	return min(max(100*time.Millisecond, time.Duration(nodes)*time.Second/300), time.Minute)
 }
 
 func (h *Hub) createTopic(name string) (*storage.Topic, error) {

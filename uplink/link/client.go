@@ -1,6 +1,7 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -217,12 +218,17 @@ type dialer struct {
 	hubs     []string // Drain may name others
 	at       int      // in hubs
 	failures int
-	earliest time.Time // a hub asked not to come back before
-	addr     net.Addr  // last dialled
-	boot     wire.ID   // of the hub that welcomed last
-	timedOut bool      // nobody answered the last handshake
-	choice   choice    // of the transport
-	hurried  bool      // a back-off was cut short since the last session, although no probe had been lost
+	earliest time.Time   // a hub asked not to come back before
+	addr     net.Addr    // last dialled
+	boot     wire.ID     // of the hub that welcomed last
+	bootAt   string      // its name
+	answers  atomic.Bool // a hub has answered a probe
+	endProbe func()      // of the last handshake
+	silent   bool        // the hub is heard no more: it ended, or a session or a dial met silence
+	spread   bool        // the last dial was put off because the hub had restarted
+	timedOut bool        // nobody answered the last handshake
+	choice   choice      // of the transport
+	hurried  bool        // a back-off was cut short since the last session, although no probe had been lost
 }
 
 // next dials the next hub and opens a session there.
@@ -231,11 +237,17 @@ func (d *dialer) next(ctx context.Context, beside *session) (*session, error) {
 		d.hubs = d.c.cfg.Hubs
 	}
 	hub := d.hubs[d.at%len(d.hubs)]
+	d.silent = d.silent || beside != nil
 	s, err := d.dial(ctx, hub)
 	if err == nil {
 		return s, nil
 	}
 	err = fmt.Errorf("dial hub %s: %w", hub, closeReason(err))
+	var r *restarted
+	if d.spread = errors.As(err, &r); d.spread {
+		d.failures, d.earliest = 0, time.Now().Add(r.after)
+		return nil, err
+	}
 	d.failed(err)
 	if beside == nil && d.failures%4 == 0 {
 		d.close() // a fresh socket: the old one may sit on an interface or a NAT entry that is gone
@@ -274,6 +286,7 @@ func (d *dialer) socket() error {
 
 func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
 	c := d.c
+	defer d.probed()
 	conn, err := d.connect(ctx, hub)
 	if err != nil {
 		return nil, err
@@ -286,49 +299,105 @@ func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
 		conn.close(codeOf(err), clip(err.Error()))
 		return nil, err
 	}
-	d.boot, d.hurried = s.welcome.Boot, false
+	d.boot, d.bootAt, d.hurried, d.spread, d.silent = s.welcome.Boot, hub, false, false, false
 	d.began(s, time.Now())
 	return s, nil
 }
 
-// handshake dials. A handshake that began while the path was down repeats itself ever
-// more slowly: when a probe or an event of the network finds the path back, it is begun anew, once.
-func (d *dialer) handshake(ctx context.Context, conf *tls.Config, qc *quic.Config) (carrier, error) {
-	for again := false; ; again = true {
-		tctx, stop := context.WithTimeout(ctx, d.c.cfg.DialTimeout)
-		hctx, cancel := context.WithCancelCause(tctx)
-		if !again {
-			up := probePath(hctx, d.tr, d.addr, d.c.cfg.Probe, d.c.cfg.Rand, &d.c.traffic)
-			go func() {
-				for {
-					select {
-					case a := <-up:
-						if a.missed == 0 {
-							up = nil
-							continue
-						}
-						cancel(errPathUp)
-					case <-d.c.linkUp:
-						cancel(errPathUp)
-					case <-hctx.Done():
-					}
-					return
-				}
-			}()
+// handshake dials. Where the hub was heard no more, it is asked first: a handshake that begins while
+// nobody is there repeats itself, and the repetitions of a whole fleet reach the hub in the moment of its return.
+// One that began while the path was down repeats itself ever more slowly: when a probe or an event of the network
+// finds the path back, it is begun anew, once. When the hub turns out to have restarted, it is given up: see restarted.
+func (d *dialer) handshake(ctx context.Context, hub string, conf *tls.Config, qc *quic.Config) (carrier, error) {
+	pctx, endProbe := context.WithTimeout(ctx, d.c.cfg.DialTimeout)
+	d.probed()
+	d.endProbe = endProbe // by dial: an answer that comes with the handshake counts, too
+	tctx, stop := context.WithTimeout(ctx, d.c.cfg.DialTimeout)
+	defer stop()
+	up := probePath(pctx, d.tr, d.addr, d.c.cfg.Probe, d.c.cfg.Rand, &d.c.traffic)
+	boot, fraction := d.boot, d.c.cfg.Rand.Float64()
+	if d.bootAt != hub || d.spread { // this node has waited already
+		boot = wire.ID{}
+	}
+	restart := func(a pathUp) error {
+		if boot.IsZero() || a.boot == boot {
+			return nil
 		}
-		qconn, err := d.tr.Dial(hctx, d.addr, conf, qc)
-		back := errors.Is(context.Cause(hctx), errPathUp)
-		cancel(nil)
-		stop()
-		d.timedOut = err != nil && errors.Is(tctx.Err(), context.DeadlineExceeded) || isTimeout(err)
-		if err == nil {
-			return quicConn{qconn}, nil
-		}
-		d.c.traffic.add(failedDial)
-		if again || !back || ctx.Err() != nil {
-			return nil, err
+		return &restarted{time.Duration(fraction * float64(a.spread))}
+	}
+	if d.answers.Load() && d.silent && !d.spread {
+		t := time.NewTimer(d.c.cfg.DialTimeout / 2)
+		defer t.Stop()
+		select {
+		case a := <-up:
+			up = nil
+			if err := restart(a); err != nil {
+				return nil, err
+			}
+		case <-d.c.linkUp:
+		case <-t.C:
+		case <-ctx.Done():
 		}
 	}
+	hctx, cancel := context.WithCancelCause(tctx)
+	go func() {
+		done, linkUp := hctx.Done(), d.c.linkUp
+		for up != nil || done != nil {
+			select {
+			case a := <-up:
+				d.answers.Store(true)
+				if up = nil; a.missed > 0 { // else the hub has this handshake already
+					cancel(cmp.Or(restart(a), errPathUp))
+				}
+			case <-linkUp:
+				cancel(errPathUp)
+			case <-done:
+				done, linkUp = nil, nil
+			case <-pctx.Done():
+				up = nil
+			}
+		}
+	}()
+	conn, err := d.dialOnce(hctx, conf, qc)
+	cause := context.Cause(hctx)
+	cancel(nil)
+	var r *restarted
+	switch {
+	case err == nil || ctx.Err() != nil:
+	case errors.As(cause, &r):
+		return nil, r
+	case errors.Is(cause, errPathUp):
+		tctx, stop := context.WithTimeout(ctx, d.c.cfg.DialTimeout)
+		defer stop()
+		return d.dialOnce(tctx, conf, qc)
+	}
+	return conn, err
+}
+
+func (d *dialer) dialOnce(ctx context.Context, conf *tls.Config, qc *quic.Config) (carrier, error) {
+	conn, err := d.tr.Dial(ctx, d.addr, conf, qc)
+	d.timedOut = err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) || isTimeout(err)
+	if err == nil {
+		return quicConn{conn}, nil
+	}
+	d.silent = d.silent || d.timedOut
+	d.c.traffic.add(failedDial)
+	return nil, err
+}
+
+// probed ends the probes of the last handshake.
+func (d *dialer) probed() {
+	if d.endProbe != nil {
+		d.endProbe()
+	}
+}
+
+// restarted is a dial that was given up because the hub turned out to be a later start of
+// itself: all its nodes notice that at once, and come back spread over what it says.
+type restarted struct{ after time.Duration }
+
+func (r *restarted) Error() string {
+	return fmt.Sprintf("the hub was restarted, its nodes come back spread over time: this one in %v", r.after.Round(time.Millisecond))
 }
 
 func isTimeout(err error) bool {
@@ -366,11 +435,13 @@ func (d *dialer) ended(s *session) {
 	if s.useful.Load() {
 		d.failures = 0
 	}
+	var reset *quic.StatelessResetError
+	var re *RemoteError
+	d.silent = d.silent || errors.As(s.err, &reset) || errors.As(s.err, &re) && re.Code == wire.CodeShutdown
 	var le *localClose
 	if errors.As(s.err, &le) { // we ended it ourselves, and the hub is well
 		return
 	}
-	var re *RemoteError
 	if !s.useful.Load() || errors.As(s.err, &re) && re.Code != wire.CodeShutdown && re.Code != wire.CodeOK {
 		d.failed(s.err) // a hub that sent us away, or whose store fails, is not dialled at once
 		return
@@ -417,6 +488,8 @@ func (d *dialer) pause(ctx context.Context, beside *session) {
 		case <-recovered:
 		case <-over:
 		case a := <-up:
+			d.answers.Store(true)
+			d.silent = false
 			// Answered at once: either the path came back in this moment, or it was not what
 			// failed. The first is believed once.
 			if a.missed == 0 {
@@ -430,8 +503,8 @@ func (d *dialer) pause(ctx context.Context, beside *session) {
 				d.failures = 0
 				return
 			}
-			up = nil
-			t.Reset(min(wait, time.Duration(d.c.cfg.Rand.Int64N(int64(a.spread)+1))))
+			up, d.spread = nil, true
+			t.Reset(time.Duration(d.c.cfg.Rand.Int64N(int64(a.spread) + 1)))
 			continue
 		case <-d.c.linkUp:
 			d.failures = 0

@@ -86,6 +86,6 @@ type ServerConfig struct {
 	Heartbeat     time.Duration     // asked of nodes. Default 15 s
 	IdleTimeout   time.Duration     // default 90 s
 	HelloTimeout  time.Duration     // from accept to Hello. Default 10 s
-	RestartSpread time.Duration     // over which nodes spread their return after a restart of the hub. Default 2 s
+	RestartSpread time.Duration     // over which nodes spread their return after a restart of the hub. Default 1 s
 	AckDelay      time.Duration     // acks are coalesced for at most this long. Default 0: whatever became durable since the last one was written
 }

@@ -122,7 +122,7 @@ func (c ServerConfig) withDefaults() (ServerConfig, error) {
 	durIn(&errs, "Heartbeat", &c.Heartbeat, 15*time.Second, 100*time.Millisecond, 10*time.Minute)
 	durIn(&errs, "IdleTimeout", &c.IdleTimeout, 90*time.Second, time.Second, 24*time.Hour)
 	durIn(&errs, "HelloTimeout", &c.HelloTimeout, 10*time.Second, 100*time.Millisecond, 10*time.Minute)
-	durIn(&errs, "RestartSpread", &c.RestartSpread, 2*time.Second, time.Millisecond, time.Minute)
+	durIn(&errs, "RestartSpread", &c.RestartSpread, time.Second, time.Millisecond, time.Minute)
 	if c.AckDelay < 0 || c.AckDelay > time.Minute {
 		errs = append(errs, fmt.Errorf("AckDelay is %v, allowed are 0 to 1m", c.AckDelay))
 	}

@@ -127,14 +127,15 @@ func (d *dialer) connect(ctx context.Context, hub string) (connection, error) {
 			startTCP = true
 		case c := <-results:
 			dialling--
-			if c.err == nil {
+			var r *restarted
+			if c.err == nil || errors.As(c.err, &r) { // TCP would be no way around the hub's wish
 				cancel()
 				for ; dialling > 0; dialling-- { // nothing of d is used beside us any more
 					if late := <-results; late.err == nil {
 						late.close(0, "")
 					}
 				}
-				return c, nil
+				return c, c.err
 			}
 			first = errors.Join(first, c.err)
 			startTCP = !started
@@ -180,7 +181,7 @@ func (d *dialer) dialQUIC(ctx context.Context, hub string) connection {
 	qc := quicConfig(c.cfg.IdleTimeout, c.cfg.DialTimeout)
 	qc.MaxIncomingStreams, qc.MaxIncomingUniStreams = -1, -1
 	d.addr = addr
-	conn, err := d.handshake(ctx, conf, qc)
+	conn, err := d.handshake(ctx, hub, conf, qc)
 	tr := d.tr
 	return connection{carrier: conn, err: err, again: func(ctx context.Context) (carrier, error) {
 		conn, err := tr.Dial(ctx, addr, conf, qc)

@@ -38,3 +38,22 @@ func TestReplicatesOnceAndInOrder(t *testing.T) {
 		settle()
 	})
 }
+
+// until waits, in steps of virtual time, until f; it fails after limit.
+func (w *world) until(limit time.Duration, what string, f func() bool) time.Duration {
+	w.t.Helper()
+	begin := time.Now()
+	for !f() {
+		if time.Since(begin) > limit {
+			for _, c := range w.cl {
+				w.t.Logf("node: %+v\n%s", c.State(), c.Dump())
+			}
+			if w.srv != nil {
+				w.t.Logf("hub: %s", w.srv.Dump())
+			}
+			w.t.Fatalf("not within %v: %s", limit, what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return time.Since(begin)
+}

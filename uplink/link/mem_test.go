@@ -234,6 +234,7 @@ type memSink struct {
 	statuses int
 	gaps     []wire.Gap
 	sessions int
+	helloAt  []time.Time
 	noTimes  bool // do not keep when things were stored
 	appended func(o wire.Origin, n int64)
 	tail     chan struct{} // closed when the append before is done: keeps done in order
@@ -281,6 +282,7 @@ func (s *memSink) Hello(ctx context.Context, node string, h wire.Hello) (link.Pl
 		s.errs = append(s.errs, fmt.Sprintf("Hello while %d bytes of the session before are under way", n))
 	}
 	s.sessions++
+	s.helloAt = append(s.helloAt, time.Now())
 	for k := range s.broken {
 		if k.node == node {
 			delete(s.broken, k)
@@ -580,23 +582,4 @@ func (w *world) node(id, ip string, src link.Source, change func(*link.ClientCon
 	}
 	w.cl = append(w.cl, c)
 	return c, w.run(id, c.Run)
-}
-
-// until waits, in steps of virtual time, until f; it fails after limit.
-func (w *world) until(limit time.Duration, what string, f func() bool) time.Duration {
-	w.t.Helper()
-	begin := time.Now()
-	for !f() {
-		if time.Since(begin) > limit {
-			for _, c := range w.cl {
-				w.t.Logf("node: %+v\n%s", c.State(), c.Dump())
-			}
-			if w.srv != nil {
-				w.t.Logf("hub: %s", w.srv.Dump())
-			}
-			w.t.Fatalf("not within %v: %s", limit, what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	return time.Since(begin)
 }
