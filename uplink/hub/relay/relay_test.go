@@ -3,8 +3,10 @@ package relay
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
@@ -48,7 +50,7 @@ func brokers(t *testing.T) *kafkatest.Cluster {
 			return
 		}
 		shared.c, shared.err = kafkatest.Start(context.Background(), kafkatest.Options{Dir: filepath.Join(dir, "cluster"), Brokers: 3,
-			Properties: []string{"message.timestamp.after.max.ms=3600000"}})
+			Properties: []string{"message.timestamp.after.max.ms=3600000", "broker.session.timeout.ms=3000", "broker.heartbeat.interval.ms=500"}})
 	})
 	if shared.err != nil {
 		t.Fatal(shared.err)
@@ -179,14 +181,24 @@ func (f *fleet) client(opts ...kgo.Opt) *kgo.Client {
 func (f *fleet) read(topic string) []*kgo.Record {
 	f.t.Helper()
 	ctx := within(f.t)
-	// The end that a read_committed reader can reach, markers included.
-	ends, err := kadm.NewClient(f.client()).ListCommittedOffsets(ctx, topic)
-	if err == nil {
-		err = ends.Error()
-	}
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	// The end that a read_committed reader can reach, markers included: they are written
+	// after a commit has been answered.
+	adm := kadm.NewClient(f.client())
+	var ends kadm.ListedOffsets
+	f.until("no transaction is open in "+topic, func() bool {
+		stable, err := adm.ListCommittedOffsets(ctx, topic)
+		last, err2 := adm.ListEndOffsets(ctx, topic)
+		if err = errors.Join(err, err2, stable.Error(), last.Error()); err != nil {
+			return false
+		}
+		ends = stable
+		same := true
+		last.Each(func(o kadm.ListedOffset) {
+			s, _ := stable.Lookup(o.Topic, o.Partition)
+			same = same && s.Offset == o.Offset
+		})
+		return same
+	})
 	left := map[int32]int64{}
 	ends.Each(func(o kadm.ListedOffset) {
 		if o.Offset > 0 {
@@ -292,4 +304,19 @@ func TestRecordsAndProgressAreCommittedTogether(t *testing.T) {
 	if ps, _ = r.Progress(o.Node); ps[0].Stored != 620 {
 		t.Errorf("stored %d, want 620", ps[0].Stored)
 	}
+}
+
+type uplinkRanges = uplink.RangeSet
+
+// noise is a batch of records of given sizes that do not shrink.
+func noise(o wire.Origin, from int64, sizes []int) []byte {
+	var bl record.Builder
+	bl.Reset(nil)
+	rnd := rand.NewChaCha8([32]byte{1})
+	for _, n := range sizes {
+		v := make([]byte, n)
+		rnd.Read(v)
+		bl.Add(t0, []byte(o.Node), v, nil)
+	}
+	return bl.Finish(from, 1)
 }

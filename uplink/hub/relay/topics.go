@@ -153,6 +153,9 @@ func (r *Relay) check(ctx context.Context, name string, data bool) error {
 		return &TopicError{name, fmt.Sprintf("it has %d partitions, %d shards need one each at least: add partitions", n, r.cfg.Shards)}
 	}
 	got, err := r.configs(ctx, name)
+	for tries := 0; errors.Is(err, kerr.UnknownTopicOrPartition) && tries < 50 && pause(ctx, 100*time.Millisecond); tries++ {
+		got, err = r.configs(ctx, name) // made just now: not every broker knows it yet
+	}
 	if err != nil {
 		return fmt.Errorf("configuration of topic %q: %w", name, err)
 	}
