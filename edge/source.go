@@ -272,8 +272,11 @@ func (s *source) Gaps() []link.GapProposal {
 			continue
 		}
 		reason := wire.GapDamaged
-		if l.Reason == storage.LossEvicted {
+		switch l.Reason {
+		case storage.LossEvicted:
 			reason = wire.GapEvicted
+		case storage.LossUnreadable:
+			reason = wire.GapUnreadable
 		}
 		for k := range epochs {
 			from, to := span(epochs, k, p)

@@ -45,7 +45,14 @@ func (s *Store) loadTopics(l *classLog, r *recovered) error {
 // returns the operations that declare the ranges which are missing.
 func (l *classLog) attach(r *recovered) (lostOps []byte) {
 	parts := make(map[PartitionID]*Partition)
-	lost := r.gaps
+	lost, unreadable := r.gaps, r.badGaps
+	upTo := make([]int, len(r.segs)+1) // how many segments before each could not be read whole
+	for i, seg := range r.segs {
+		if upTo[i+1] = upTo[i]; seg.unreadable {
+			upTo[i+1]++
+		}
+	}
+	last := make(map[PartitionID]int) // the segment of each partition's batch before
 	for _, p := range l.partitions() {
 		parts[p.id] = p
 		if v, ok := l.state.get(kindStart, string(p.startKey())); ok && len(v) == 8 {
@@ -80,10 +87,12 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 			if !seen {
 				want = max(p.start, p.cleanTo)
 			}
-			if part.base > want {
-				lost = append(lost, lostRange{p.id, want, part.base})
+			if gap := (lostRange{p.id, want, part.base}); part.base > want && upTo[i+1] > upTo[last[p.id]] {
+				unreadable = append(unreadable, gap)
+			} else if part.base > want {
+				lost = append(lost, gap)
 			}
-			end[p.id] = part.next
+			end[p.id], last[p.id] = part.next, i
 			if i == len(r.indexes)-1 {
 				p.tailSeg, p.tail = r.segs[i], part.refs[sort.Search(len(part.refs), func(k int) bool { return part.refs[k].next > p.cleanTo }):]
 				l.c.tailParts = append(l.c.tailParts, p)
@@ -108,8 +117,10 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 		if r.twin != nil {
 			next = max(next, r.twin.next[p.id])
 		}
-		if have < next {
-			lost = append(lost, lostRange{p.id, have, next})
+		if gap := (lostRange{p.id, have, next}); have < next && (r.badTail || upTo[len(r.segs)] > upTo[last[p.id]]) {
+			unreadable = append(unreadable, gap)
+		} else if have < next {
+			lost = append(lost, gap)
 		}
 		p.next.Store(next)
 		p.hw.Store(next)
@@ -117,11 +128,11 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 		p.start = -1
 		p.applyStart(start) // forgets what is below
 	}
-	return l.declare(lost, parts)
+	return append(l.declare(lost, LossDamaged, parts), l.declare(unreadable, LossUnreadable, parts)...)
 }
 
 // declare returns the operations for ranges that no row of the ledger has yet.
-func (l *classLog) declare(lost []lostRange, parts map[PartitionID]*Partition) (ops []byte) {
+func (l *classLog) declare(lost []lostRange, reason LossReason, parts map[PartitionID]*Partition) (ops []byte) {
 	rows := l.s.lossRows(l)
 	for _, lr := range lost {
 		p := parts[lr.partition]
@@ -133,7 +144,7 @@ func (l *classLog) declare(lost []lostRange, parts map[PartitionID]*Partition) (
 			return row.Partition == lr.partition && row.From <= from && row.To >= lr.to
 		})
 		if from < lr.to && !known {
-			ops = appendOp(ops, kindLoss, opSet, lossKey(p.id, LossDamaged, from), lossValue(lr.to, l.nowMS()))
+			ops = appendOp(ops, kindLoss, opSet, lossKey(p.id, reason, from), lossValue(lr.to, l.nowMS()))
 			l.stats.damagedRecords(lr.to - from)
 		}
 	}

@@ -163,8 +163,11 @@ func (l *classLog) index(seg *segment) (*segmentIndex, error) {
 	}
 	x = collectIndex(sc, seg.first)
 	x.last, x.size = seg.last, seg.size
-	if seg.clean != nil {
+	switch {
+	case seg.clean != nil:
 		l.declareClean(seg, sc)
+	case sc.damaged() || sc.tornAt < sc.size:
+		l.declareMissing(seg, x, len(sc.bad) > 0)
 	}
 	if !sc.damaged() && sc.tornAt == sc.size {
 		// A damaged one stays without a side file, so that the next Open reads

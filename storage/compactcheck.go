@@ -3,12 +3,12 @@ package storage
 import (
 	"encoding/binary"
 	"errors"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/fxamacker/cbor/v2"
 
+	"tailrace/storage/internal/durable"
 	"tailrace/storage/record"
 )
 
@@ -39,7 +39,8 @@ func (x *inspector) compacted(dir string) {
 
 func (x *inspector) cleanFile(path string, f *cleanFile, p *PartitionInspection) {
 	name := "compact/" + filepath.Base(path)
-	data, err := os.ReadFile(path)
+	data, bad, err := durable.Salvage(durable.OS{}, path, max(f.Size, 0)+maxEntryBytes, &x.patience)
+	x.unreadable(name, bad)
 	if err != nil {
 		x.in.problem(x.class, name, 0, "loss", "a file of a compacted partition cannot be read: %v", err)
 		return
@@ -131,7 +132,7 @@ func (l *classLog) repairClean(p *Partition) error {
 
 // logFile is the path below a class's directory of what Problem.File names.
 func logFile(file string) string {
-	if strings.HasPrefix(file, "compact/") {
+	if strings.HasPrefix(file, "compact/") || file == "twin" {
 		return file
 	}
 	return filepath.Join("log", file)

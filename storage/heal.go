@@ -178,6 +178,12 @@ func (c *committer) heal(seg *segment) error {
 		}
 	}
 	for _, g := range gaps {
+		if inBad(sc.bad, g.r.pos, g.r.pos+int64(g.r.size)) {
+			if err := c.declareUnreadable(g.p, g.r); err != nil {
+				return err
+			}
+			continue
+		}
 		if g.p.addHole(g.r) {
 			l.stats.damagedRecords(g.r.next - g.r.base)
 			l.lg.Error("damaged entry; its records are lost here", "topic", g.p.topic.name, "partition", g.p.index,
@@ -217,10 +223,10 @@ func (c *committer) heal(seg *segment) error {
 	if err != nil {
 		return err
 	}
-	if bytes.Equal(out, data) {
+	if bytes.Equal(out, data) && len(sc.bad) == 0 {
 		return nil
 	}
-	aside := l.quarantine(seg.path, "rot", false)
+	aside := l.quarantine(seg.path, sc.asideAs(), false)
 	if err := durable.WriteFile(l.s.cfg.FS, seg.path, out, filePerm); err != nil {
 		return &DiskError{"rewrite", seg.path, err}
 	}
@@ -295,7 +301,7 @@ func (l *classLog) mendTail(tail *segment, sc *segmentScan, data []byte) error {
 	if err != nil {
 		return err
 	}
-	aside := l.quarantine(tail.path, "rot", false)
+	aside := l.quarantine(tail.path, sc.asideAs(), false)
 	if err := durable.WriteFile(l.s.cfg.FS, tail.path, out, filePerm); err != nil {
 		return err
 	}
@@ -325,7 +331,7 @@ func (l *classLog) dropDeclared(r *recovered) error {
 	rows := make(map[PartitionID][]hole)
 	for _, k := range l.state.keys(kindLoss) {
 		v, _ := l.state.get(kindLoss, k)
-		if len(k) == 13 && len(v) == 16 && LossReason(k[4]) == LossDamaged {
+		if len(k) == 13 && len(v) == 16 && LossReason(k[4]) != LossEvicted {
 			id := PartitionID(binary.BigEndian.Uint32([]byte(k)))
 			rows[id] = append(rows[id], hole{int64(binary.BigEndian.Uint64([]byte(k[5:]))), int64(binary.BigEndian.Uint64(v))})
 		}

@@ -77,7 +77,13 @@ type Problem struct {
 // what is wrong with the data stands in Problems.
 func Inspect(dir string, progress func(done, total int64)) (*Inspection, error) {
 	in := &Inspection{Dir: dir, Identity: map[string]string{}, Problems: []Problem{}}
-	b, err := os.ReadFile(filepath.Join(dir, "IDENTITY"))
+	b, _, err := durable.Salvage(durable.OS{}, filepath.Join(dir, "IDENTITY"), 4096, &durable.Patience{Left: openRereads})
+	if _, _, perr := parseIdentity(b); err == nil && perr != nil {
+		if second, serr := os.ReadFile(filepath.Join(dir, "IDENTITY"+secondIdentity)); serr == nil {
+			b = second
+			in.problem("", "", 0, "note", "IDENTITY: %v: the next start writes it again from its copy", perr)
+		}
+	}
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%s is not a store's directory: it has no file %q", dir, "IDENTITY")
@@ -120,8 +126,8 @@ func Inspect(dir string, progress func(done, total int64)) (*Inspection, error) 
 		classes = append(classes, c)
 	}
 	for _, c := range classes {
-		ci := &inspector{in: in, class: c.name, state: newStateMap(nil), parts: map[PartitionID]*PartitionInspection{}}
-		if ci.twin, err = readTwin(durable.OS{}, filepath.Join(dir, c.name, "twin")); err != nil {
+		ci := &inspector{in: in, class: c.name, state: newStateMap(nil), parts: map[PartitionID]*PartitionInspection{}, patience: durable.Patience{Left: openRereads}}
+		if err := ci.readTwin(filepath.Join(dir, c.name, "twin")); err != nil {
 			return nil, err
 		}
 		for i, path := range c.segs {
@@ -158,6 +164,8 @@ type inspector struct {
 	parts map[PartitionID]*PartitionInspection
 	next  uint64
 
+	patience durable.Patience
+
 	commit uint64     // the highest
 	twin   *twinState // the second copy of the state
 	recent []byte     // operations since
@@ -173,10 +181,11 @@ func (x *inspector) segment(path string, tail bool) (int64, error) {
 		x.in.problem(x.class, name, 0, "loss", "the segment has %d bytes, more than any can have", fi.Size())
 		return fi.Size(), nil
 	}
-	data, err := os.ReadFile(path)
+	data, bad, err := durable.Salvage(durable.OS{}, path, fi.Size(), &x.patience)
 	if err != nil {
 		return 0, err
 	}
+	x.unreadable(name, bad)
 	first, _ := segmentFirst(name)
 	if x.ci.Segments == 0 {
 		x.ci.FirstIndex = first
@@ -207,6 +216,28 @@ func (x *inspector) segment(path string, tail bool) (int64, error) {
 		x.in.problem(x.class, name, complete.end, "note", "the last commit is not whole, never acknowledged: the next start cuts it")
 	}
 	return int64(len(data)), nil
+}
+
+// unreadable notes what the disk refused to read of a file.
+func (x *inspector) unreadable(name string, bad []durable.Range) {
+	for _, r := range bad {
+		x.in.problem(x.class, name, r.From, "loss", "the disk refuses to read %d bytes: replace it soon", r.To-r.From)
+	}
+}
+
+func (x *inspector) readTwin(path string) error {
+	b, bad, err := durable.Salvage(durable.OS{}, path, maxTwin, &x.patience)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, r := range bad {
+		x.in.problem(x.class, "twin", r.From, "note", "the disk refuses to read %d bytes of the second copy of the state: the next start writes it again", r.To-r.From)
+	}
+	x.twin, err = parseTwin(b)
+	return err
 }
 
 func (x *inspector) entry(file string, e *scanned) {

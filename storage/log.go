@@ -64,6 +64,9 @@ type classLog struct {
 	cleanNum   uint64 // the highest number in use or used
 	cleanBytes atomic.Int64
 
+	patience *durable.Patience // during Open
+	suspects sync.Map          // segments that a reader could not read, until the committer has looked
+
 	state *stateMap
 	files fileCache
 	side  sideCache
@@ -89,6 +92,8 @@ type segment struct {
 	arrival int64
 	path    string
 	clean   *cleanFile // of a compacted partition, not of the log
+	// unreadable: the disk refused to read a part of it when it was opened.
+	unreadable bool
 }
 
 func segmentName(first uint64) string { return fmt.Sprintf("%020d", first) }
@@ -266,10 +271,7 @@ func (l *classLog) quarantine(path, suffix string, move bool) string {
 	if move {
 		err = fsys.Rename(path, to)
 	} else {
-		var b []byte
-		if b, err = durable.ReadFile(fsys, path, fi.Size()); err == nil {
-			err = durable.WriteFile(fsys, to, b, filePerm)
-		}
+		err = copyAside(fsys, path, to)
 	}
 	if err != nil {
 		l.lg.Warn("quarantine", "file", path, "err", err)
@@ -342,9 +344,9 @@ func (l *classLog) clearTruncation(ents []fs.DirEntry, report func(Repair)) erro
 	first, ok := segmentFirst(strings.TrimSuffix(start, ".START"))
 	sound := ok
 	if ok {
-		b, err := durable.ReadFile(fsys, path, maxSegmentBytes+maxEntryBytes)
+		b, _, err := l.salvage(path, maxSegmentBytes+maxEntryBytes)
 		if err != nil {
-			return &DiskError{"read", path, err}
+			return err
 		}
 		sc, err := scanSegment(b, first)
 		if err != nil {

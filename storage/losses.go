@@ -165,8 +165,6 @@ func (c *committer) declareHole(p *Partition, r ref) error {
 			return err
 		}
 	}
-	p.mu.Lock()
-	p.fresh = slices.DeleteFunc(p.fresh, func(h hole) bool { return h == hole{r.base, r.next} })
-	p.mu.Unlock()
+	p.forget(r)
 	return nil
 }

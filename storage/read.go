@@ -92,6 +92,7 @@ func (p *Partition) eachEntry(seg *segment, refs []ref, each func(env *envelope,
 		buf := (*bp)[:hi-lo]
 		if m, err := f.ReadAt(buf, lo); m < len(buf) {
 			if seg.clean == nil || err != io.EOF {
+				l.suspect(seg, err)
 				return next, &DiskError{"read", seg.path, err}
 			}
 			clear(buf[m:]) // the file is shorter than the state says

@@ -20,6 +20,7 @@ type recovered struct {
 	next    map[PartitionID]int64
 	lost    []lostRange // as damage entries say
 	gaps    []lostRange // between batches of one segment
+	badGaps []lostRange // of them those of a segment that cannot be read whole
 	commit  uint64      // last one
 	repairs []Repair
 	twin    *twinState // the second copy of the state, nil when there is none
@@ -27,6 +28,7 @@ type recovered struct {
 	restore []byte     // operations that the log has lost
 	// stateLost: entries are gone that may have told state.
 	stateLost bool
+	badTail   bool // the log ends in what cannot be read
 	cut       bool // durable or torn bytes were taken away: the epoch rises
 }
 
@@ -41,6 +43,8 @@ func (r *recovered) report(l *classLog, rep Repair) {
 // whole. The state of the class is replayed on the way.
 func (l *classLog) recover() (*recovered, error) {
 	fsys := l.s.cfg.FS
+	l.patience = &durable.Patience{Left: openRereads}
+	defer func() { l.patience = nil }()
 	for _, d := range []string{l.segDir, l.idxDir, l.quarDir} {
 		if err := fsys.MkdirAll(d, dirPerm); err != nil {
 			return nil, &DiskError{"create", d, err}
@@ -57,7 +61,7 @@ func (l *classLog) recover() (*recovered, error) {
 	if err := l.listSegments(r, ents); err != nil {
 		return nil, err
 	}
-	if r.twin, err = readTwin(fsys, l.twin.path); err != nil {
+	if r.twin, err = l.readTwin(r); err != nil {
 		return nil, err
 	}
 	if err := l.cutTail(r); err != nil {
@@ -135,14 +139,16 @@ func (l *classLog) createSegment(seg *segment) error {
 }
 
 func (l *classLog) scan(seg *segment) (*segmentScan, []byte, error) {
-	b, err := durable.ReadFile(l.s.cfg.FS, seg.path, maxSegmentBytes+2*maxEntryBytes)
+	b, bad, err := l.salvage(seg.path, maxSegmentBytes+2*maxEntryBytes)
 	if err != nil {
-		return nil, nil, &DiskError{"read", seg.path, err}
+		return nil, nil, err
 	}
 	sc, err := scanSegment(b, seg.first)
 	if err != nil {
 		return nil, nil, fmt.Errorf("storage: %s: %w", seg.path, err)
 	}
+	sc.bad = bad
+	seg.unreadable = seg.unreadable || len(bad) > 0
 	return sc, b, nil
 }
 
@@ -214,6 +220,7 @@ func (l *classLog) cutTail(r *recovered) error {
 	fsys := l.s.cfg.FS
 	k, end, next := len(r.segs)-1, int64(0), uint64(0)
 	rot, sure := false, uint64(0)
+	var bad []durable.Range // of the segment that the log ends in
 	if r.twin != nil {
 		sure = r.twin.commit
 	}
@@ -223,7 +230,8 @@ func (l *classLog) cutTail(r *recovered) error {
 			return err
 		}
 		c := lastComplete(sc, sure)
-		rot = rot || c.rot
+		rot, bad = rot || c.rot, sc.bad
+		r.badTail = r.badTail || len(bad) > 0 && bad[len(bad)-1].To > c.end
 		if !c.ok {
 			continue
 		}
@@ -264,11 +272,23 @@ func (l *classLog) cutTail(r *recovered) error {
 			return err
 		}
 		rep := Repair{File: filepath.Base(seg.path), What: "tail-cut", Bytes: seg.size - end}
-		if rot {
-			rep.Detail = "valid entries behind damage in the last commit" + kept(l.quarantine(seg.path, "tail", false))
-		}
-		if err := durable.CutFile(fsys, seg.path, end); err != nil {
-			return &DiskError{"cut", seg.path, err}
+		switch {
+		case len(bad) > 0: // written anew: a second name keeps what cannot be read
+			rep.Detail = "the disk refuses to read a part of the end" + kept(l.quarantine(seg.path, "unreadable", false))
+			data, _, err := l.salvage(seg.path, end)
+			if err == nil {
+				err = durable.WriteFile(fsys, seg.path, data, filePerm)
+			}
+			if err != nil {
+				return &DiskError{"cut", seg.path, err}
+			}
+		default:
+			if rot {
+				rep.Detail = "valid entries behind damage in the last commit" + kept(l.quarantine(seg.path, "tail", false))
+			}
+			if err := durable.CutFile(fsys, seg.path, end); err != nil {
+				return &DiskError{"cut", seg.path, err}
+			}
 		}
 		seg.size = end
 		r.cut, changed = true, true
@@ -385,8 +405,14 @@ func (l *classLog) loadSegment(r *recovered, i int, floor uint64) error {
 	for j := range x.parts {
 		refs := x.parts[j].refs
 		for k := 1; k < len(refs); k++ {
-			if refs[k].base > refs[k-1].next {
-				r.gaps = append(r.gaps, lostRange{x.parts[j].id, refs[k-1].next, refs[k].base})
+			if refs[k].base <= refs[k-1].next {
+				continue
+			}
+			gap := lostRange{x.parts[j].id, refs[k-1].next, refs[k].base}
+			if seg.unreadable {
+				r.badGaps = append(r.badGaps, gap)
+			} else {
+				r.gaps = append(r.gaps, gap)
 			}
 		}
 	}
@@ -446,7 +472,7 @@ func (l *classLog) repairSegment(r *recovered, seg *segment, sc *segmentScan, da
 	if err := l.loseState(r); err != nil {
 		return nil, nil, err
 	}
-	aside := l.quarantine(seg.path, "rot", false)
+	aside := l.quarantine(seg.path, sc.asideAs(), false)
 	next := make(map[PartitionID]int64, len(r.next))
 	for id, n := range r.next {
 		next[id] = n
@@ -504,8 +530,11 @@ func (l *classLog) repairSegment(r *recovered, seg *segment, sc *segmentScan, da
 	}
 	l.s.cfg.FS.Remove(l.sidePath(seg.first))
 	r.cut = true
-	r.report(l, Repair{File: filepath.Base(seg.path), What: "rot", Bytes: sc.size - int64(len(out)), Entries: lost,
-		Detail: "damage within the log replaced by damage entries" + kept(aside)})
+	detail := "damage within the log replaced by damage entries"
+	if len(sc.bad) > 0 {
+		detail = fmt.Sprintf("what the disk refuses to read, %d bytes, replaced by damage entries", badBytes(sc.bad))
+	}
+	r.report(l, Repair{File: filepath.Base(seg.path), What: sc.asideAs(), Bytes: sc.size - int64(len(out)), Entries: lost, Detail: detail + kept(aside)})
 	seg.size = int64(len(out))
 	fresh, err := scanSegment(out, seg.first)
 	if err == nil && (fresh.damaged() || fresh.next != want || fresh.tornAt != fresh.size) {

@@ -134,18 +134,15 @@ func (c *RepairConfig) keep(in *Inspection) (copies []string, err error) {
 			continue
 		}
 		seen[name] = true
-		b, err := os.ReadFile(filepath.Join(c.Dir, name))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
 		to := filepath.Join(p.Class, "quarantine", fmt.Sprintf("%s.check.%d", filepath.Base(p.File), c.Now().UnixMilli()))
 		if err := c.FS.MkdirAll(filepath.Join(c.Dir, p.Class, "quarantine"), dirPerm); err != nil {
 			return nil, err
 		}
-		if err := durable.WriteFile(c.FS, filepath.Join(c.Dir, to), b, filePerm); err != nil {
+		err := copyAside(c.FS, filepath.Join(c.Dir, name), filepath.Join(c.Dir, to))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
 			return nil, err
 		}
 		copies = append(copies, to)

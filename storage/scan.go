@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 
+	"tailrace/storage/internal/durable"
 	"tailrace/storage/record"
 )
 
@@ -39,6 +40,7 @@ type segmentScan struct {
 	// tornAt is where bytes begin that no valid entry follows; size when there
 	// are none.
 	tornAt int64
+	bad    []durable.Range // the disk refused to read: zeros in the data
 }
 
 func (sc *segmentScan) damaged() bool {

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"time"
+
+	"tailrace/storage/internal/durable"
 )
 
 const (
@@ -155,7 +157,16 @@ func (s *Store) scrub(l *classLog, seg *segment, rate int64) error {
 	case !errors.Is(err, errDamaged):
 		l.lg.Error("segment cannot be read", "file", seg.path, "err", err)
 		l.stats.scrubFound()
-		return err
+		if !durable.Unreadable(err) {
+			return err
+		}
+		if err := l.do(func() error { l.judge(seg); return nil }); err != nil && !errors.Is(err, ErrClosed) {
+			return err
+		}
+		if again := s.verify(l, seg, func(int) bool { return true }); again != nil && seg.clean == nil {
+			return again
+		}
+		return nil
 	}
 	l.stats.scrubFound()
 	l.lg.Error("damage found", "file", seg.path)

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -343,7 +344,7 @@ func (s *Store) loadIdentity() error {
 		return fmt.Errorf("storage: random id: %w", err)
 	}
 	path := filepath.Join(s.cfg.Dir, "IDENTITY")
-	b, err := durable.ReadFile(s.cfg.FS, path, 4096)
+	b, _, err := durable.Salvage(s.cfg.FS, path, 4096, &durable.Patience{Left: openRereads})
 	if errors.Is(err, fs.ErrNotExist) {
 		return s.createIdentity(path)
 	}
@@ -351,8 +352,25 @@ func (s *Store) loadIdentity() error {
 		return &DiskError{"read", path, err}
 	}
 	node, id, err := parseIdentity(b)
+	second, rerr := durable.ReadFile(s.cfg.FS, path+secondIdentity, 4096)
+	if err != nil && !errors.Is(err, errVersion) && rerr == nil {
+		var rest error
+		if node, id, rest = parseIdentity(second); rest == nil {
+			s.cfg.Logger.Warn("the identity file is damaged; written again from its copy", "file", path, "err", err)
+			s.identity.Recovered = append(s.identity.Recovered, Repair{File: "IDENTITY", What: "identity-restored", Detail: err.Error()})
+			if err = durable.WriteFile(s.cfg.FS, path, second, filePerm); err != nil {
+				return &DiskError{"write", path, err}
+			}
+			b = second
+		}
+	}
 	if err != nil {
-		return fmt.Errorf("storage: %s: %w: restore it from a backup, or remove it to give the store a new id", path, err)
+		return fmt.Errorf("storage: %s: %w, and there is no sound copy %s: restore it from a backup, or remove it to give the store a new id", path, err, "IDENTITY"+secondIdentity)
+	}
+	if !bytes.Equal(b, second) {
+		if err := durable.WriteFile(s.cfg.FS, path+secondIdentity, b, filePerm); err != nil {
+			s.cfg.Logger.Warn("write the copy of the identity", "err", err)
+		}
 	}
 	if s.cfg.NodeID != "" && node != "" && node != s.cfg.NodeID {
 		return fmt.Errorf("storage: %s belongs to %q, this is %q: use another directory, or the other node id", s.cfg.Dir, node, s.cfg.NodeID)
@@ -365,6 +383,9 @@ func (s *Store) loadIdentity() error {
 	return nil
 }
 
+// secondIdentity is the end of the name of the copy that counts when IDENTITY is damaged.
+const secondIdentity = ".copy"
+
 func (s *Store) createIdentity(path string) error {
 	s.identity.NodeID = s.cfg.NodeID
 	if _, err := io.ReadFull(s.cfg.Rand, s.identity.StoreID[:]); err != nil {
@@ -376,8 +397,10 @@ func (s *Store) createIdentity(path string) error {
 func (s *Store) writeIdentity(path string) error {
 	text := fmt.Sprintf("tailrace-store %d\nnode %s\nstore %s\n", formatVersion, s.identity.NodeID, hexID(s.identity.StoreID))
 	text += fmt.Sprintf("crc32c %08x\n", checksumString(text))
-	if err := durable.WriteFile(s.cfg.FS, path, []byte(text), filePerm); err != nil {
-		return &DiskError{"write", path, err}
+	for _, name := range []string{path, path + secondIdentity} {
+		if err := durable.WriteFile(s.cfg.FS, name, []byte(text), filePerm); err != nil {
+			return &DiskError{"write", name, err}
+		}
 	}
 	return nil
 }

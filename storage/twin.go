@@ -106,14 +106,19 @@ type twinState struct {
 	size   int64
 }
 
-// readTwin reads the frames up to the first that is not whole; nil when there is none.
-func readTwin(fsys FS, path string) (*twinState, error) {
-	b, err := durable.ReadFile(fsys, path, maxTwin)
+// readTwin reads the frames up to the first that is not whole, or that the disk does not
+// give; nil when there is none.
+func (l *classLog) readTwin(r *recovered) (*twinState, error) {
+	b, bad, err := l.salvage(l.twin.path, maxTwin)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, &DiskError{"read", path, err}
+		return nil, err
+	}
+	if len(bad) > 0 { // it is written anew; the log has all of it
+		r.report(l, Repair{File: filepath.Base(l.twin.path), What: "unreadable", Bytes: badBytes(bad),
+			Detail: "the second copy of the state; it is written again from the log" + kept(l.quarantine(l.twin.path, "unreadable", false))})
 	}
 	return parseTwin(b)
 }

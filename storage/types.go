@@ -69,7 +69,7 @@ type Identity struct {
 type Repair struct {
 	Class string
 	File  string
-	What  string // "tail-cut", "rot", "quarantined", "truncation-finished", "temp-removed", "tail-lost", "state-restored", "declared"
+	What  string // "tail-cut", "rot", "unreadable", "quarantined", "truncation-finished", "temp-removed", "tail-lost", "state-restored", "declared", "identity-restored"
 	Bytes int64  // cut or set aside
 	// Entries that were lost; for a cut tail they were never acknowledged,
 	// unless the disk had lied about a flush.
@@ -83,6 +83,8 @@ type LossReason uint8
 const (
 	LossEvicted LossReason = 1 // disk policy DropOldest
 	LossDamaged LossReason = 2 // the disk no longer had what was written
+	// LossUnreadable: the disk refused to read it, each time it was asked.
+	LossUnreadable LossReason = 3
 )
 
 func (r LossReason) String() string {
@@ -91,6 +93,8 @@ func (r LossReason) String() string {
 		return "evicted"
 	case LossDamaged:
 		return "damaged"
+	case LossUnreadable:
+		return "unreadable"
 	}
 	return "reason " + strconv.Itoa(int(r))
 }

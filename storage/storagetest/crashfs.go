@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"tailrace/storage/internal/durable"
@@ -442,7 +443,13 @@ func (f *file) Read(b []byte) (n int, err error) {
 }
 
 func (f *file) ReadAt(b []byte, off int64) (n int, err error) {
-	err = f.c.call(Read, f.f.Name(), func(int) (err error) { n, err = f.f.ReadAt(b, off); return err })
+	err = f.c.call(Read, f.f.Name(), func(int) (err error) {
+		good := f.n.readable(off, len(b))
+		if n, err = f.f.ReadAt(b[:good], off); err == nil && good < len(b) {
+			err = syscall.EIO
+		}
+		return err
+	})
 	return n, err
 }
 
@@ -465,6 +472,7 @@ func (f *file) Write(b []byte) (n int, err error) {
 			return err
 		}
 		n, err = f.f.Write(b)
+		f.n.written(off, int64(n))
 		return err
 	})
 	return n, err

@@ -356,3 +356,40 @@ func TestFailedSyncGivesBytesUpAndARetryDoesNotBringThemBack(t *testing.T) {
 		t.Errorf("the bytes of a failed fsync were gone after %d of 300 power cuts", gone)
 	}
 }
+
+// The laboratory's bad sectors: only their pages are refused, as often as asked for, wherever
+// the file goes, and what is written anew can be read.
+func TestUnreadablePagesOfALab(t *testing.T) {
+	c := newFS(t, filepath.Join(scratch(t), "disk"))
+	name := filepath.Join(c.Dir(), "f")
+	f, err := c.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	must(t, err)
+	defer f.Close()
+	if _, err := f.Write(bytes.Repeat([]byte("x"), 3*4096)); err != nil {
+		t.Fatal(err)
+	}
+	must(t, c.Unreadable(name, 5000, 5001, 2))
+	must(t, c.Rename(name, name+"2"))
+	b := make([]byte, 3*4096)
+	for _, want := range []struct {
+		at, n int
+		err   error
+	}{{0, 4096, syscall.EIO}, {4096, 0, syscall.EIO}, {8192, 4096, nil}, {8191, 0, syscall.EIO}, {0, 3 * 4096, nil}} {
+		if n, err := f.ReadAt(b[:min(len(b), len(b)-want.at)], int64(want.at)); n != want.n || !errors.Is(err, want.err) {
+			t.Errorf("at %d: %d, %v; want %d, %v", want.at, n, err, want.n, want.err)
+		}
+	}
+	must(t, c.Unreadable(name+"2", 0, 1, -1))
+	if _, err := f.ReadAt(b[:1], 0); !errors.Is(err, syscall.EIO) {
+		t.Errorf("a bad sector is read: %v", err)
+	}
+	g, err := c.OpenFile(name+"2", os.O_WRONLY, 0)
+	must(t, err)
+	defer g.Close()
+	if _, err := g.Write(b[:4096]); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := f.ReadAt(b[:1], 0); n != 1 || err != nil {
+		t.Errorf("after it was written: %d, %v", n, err)
+	}
+}

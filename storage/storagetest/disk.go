@@ -46,6 +46,7 @@ type node struct {
 	synced int64            // length at the last fsync
 	old    map[int64][]byte // by sector number: durable bytes overwritten since
 	lost   []span           // written, but a failed fsync gave them up
+	bad    []badSpan        // the disk refuses to read them
 }
 
 // span is a range of bytes. After a failed fsync Linux marks the pages clean: a later

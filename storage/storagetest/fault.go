@@ -91,3 +91,52 @@ func (a *armed) hit(kind Call, path string) bool {
 
 // ErrPowerCut is returned by every call after a power cut.
 var ErrPowerCut = errors.New("storagetest: power is off")
+
+// pageBytes is what a disk, through the kernel's cache, gives or refuses at once.
+const pageBytes = 4096
+
+// badSpan is a range that a disk refuses to read, so many times more; for ever when negative.
+type badSpan struct {
+	span
+	times int
+}
+
+// Unreadable makes reads of the pages of a file that hold [from, to) fail with EIO, times
+// times, or for ever when times is negative: a bad sector. It stays with the file wherever
+// that is renamed to; what is written there anew can be read, as on a disk that has spare
+// sectors. The library's own reads are not seen here.
+func (c *CrashFS) Unreadable(name string, from, to int64, times int) error {
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	n, err := c.d.opened(name)
+	if err != nil {
+		return err
+	}
+	n.bad = append(n.bad, badSpan{span{from / pageBytes * pageBytes, (to + pageBytes - 1) / pageBytes * pageBytes}, times})
+	return nil
+}
+
+// readable is how many of the bytes of a read come before a page that the disk refuses.
+func (n *node) readable(off int64, length int) int {
+	end := off + int64(length)
+	for i := range n.bad {
+		b := &n.bad[i]
+		if b.times == 0 || off >= b.to || end <= b.from {
+			continue
+		}
+		if b.from <= off {
+			b.times = max(b.times-1, -1)
+		}
+		end = max(b.from, off)
+	}
+	return int(end - off)
+}
+
+// written heals whole pages.
+func (n *node) written(off, length int64) {
+	for i := range n.bad {
+		if b := &n.bad[i]; off <= b.from && b.to <= off+length {
+			b.times = 0
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -217,7 +218,12 @@ type bench struct {
 	n    int
 	tail bool // the tail was damaged: the last state of others may be in what is lost
 	// dirty are the files that were damaged, and perhaps repaired.
-	dirty map[string]bool
+	dirty  map[string]bool
+	reason storage.LossReason // that what is lost must be declared with
+}
+
+func newBench(g *golden, dir string) *bench {
+	return &bench{g: g, dir: dir, dirty: map[string]bool{}, reason: storage.LossDamaged}
 }
 
 // restore puts every file back that anything may have changed. A file that only grew is
@@ -373,7 +379,7 @@ func (b *bench) compare(s *storage.Store) (v harmed, err error) {
 	lost := map[string][]storage.Loss{}
 	for _, l := range s.Losses() {
 		name := partName(l.Topic, l.Index)
-		if l.Reason != storage.LossDamaged {
+		if l.Reason != b.reason {
 			return v, fmt.Errorf("declared as %v: %+v", l.Reason, l)
 		}
 		lost[name] = append(lost[name], l)
@@ -442,7 +448,7 @@ func sweep(t *testing.T, g *golden, harms func(yield func(harm) bool), check fun
 	var failed atomic.Int64
 	for w := range max(runtime.GOMAXPROCS(0), 2) {
 		wg.Go(func() {
-			b := &bench{g: g, dir: filepath.Join(base, fmt.Sprint(w)), dirty: map[string]bool{}}
+			b := newBench(g, filepath.Join(base, fmt.Sprint(w)))
 			for h := range ch {
 				if failed.Load() >= 5 {
 					continue
@@ -656,37 +662,50 @@ func sweepIndex(t *testing.T, g *golden, name string, whole []byte) {
 	t.Logf("%d damages of %s, %d bytes, in %v", runs, name, len(whole), time.Since(start).Round(time.Millisecond))
 }
 
-// Every bit and every byte of the identity file: the store refuses to open and says why, or
-// it is the same store as before. It never opens as another.
+// Every bit and every byte of the identity file: with its copy the store opens as the same
+// as before. Without, it refuses to open and says why, or it is the same store. It never
+// opens as another.
 func TestFlipsAndCutsOfTheIdentity(t *testing.T) {
 	g := makeGolden(t, filepath.Join(scratch(t), "golden"), false)
 	whole := g.files["IDENTITY"]
-	var refused atomic.Int64
-	_, runs := sweep(t, g, func(yield func(harm) bool) {
-		for bit := range 8 * len(whole) {
-			b := bytes.Clone(whole)
-			b[bit/8] ^= 1 << (bit % 8)
-			if !yield(harm{what: fmt.Sprintf("bit %d of byte %d flipped", bit%8, bit/8), files: map[string][]byte{"IDENTITY": b}}) {
-				return
+	run := func(files map[string][]byte) (refused, runs int64) {
+		var n atomic.Int64
+		_, runs = sweep(t, g, func(yield func(harm) bool) {
+			try := func(what string, b []byte) bool {
+				h := harm{what: what, files: maps.Clone(files)}
+				h.files["IDENTITY"] = b
+				return yield(h)
 			}
-		}
-		for at := range whole {
-			if !yield(harm{what: fmt.Sprintf("cut to %d bytes", at), files: map[string][]byte{"IDENTITY": whole[:at]}}) {
-				return
+			for bit := range 8 * len(whole) {
+				b := bytes.Clone(whole)
+				b[bit/8] ^= 1 << (bit % 8)
+				if !try(fmt.Sprintf("bit %d of byte %d flipped", bit%8, bit/8), b) {
+					return
+				}
 			}
-		}
-	}, func(h harm, v harmed) error {
-		if v.refused {
-			refused.Add(1)
-		}
-		if v.batches > 0 || v.cut {
-			return errors.New("records are gone")
-		}
-		return nil
-	})
-	t.Logf("%d damages of the identity, %d refused", runs, refused.Load())
-	if refused.Load() < runs*9/10 {
-		t.Errorf("only %d of %d damaged identities were refused", refused.Load(), runs)
+			for at := range whole {
+				if !try(fmt.Sprintf("cut to %d bytes", at), whole[:at]) {
+					return
+				}
+			}
+		}, func(h harm, v harmed) error {
+			if v.refused {
+				n.Add(1)
+			}
+			if v.batches > 0 || v.cut {
+				return errors.New("records are gone")
+			}
+			return nil
+		})
+		return n.Load(), runs
+	}
+	refused, runs := run(map[string][]byte{"IDENTITY.copy": nil})
+	t.Logf("%d damages of the identity without its copy, %d refused", runs, refused)
+	if refused < runs*9/10 {
+		t.Errorf("only %d of %d damaged identities were refused", refused, runs)
+	}
+	if refused, _ := run(map[string][]byte{}); refused > 0 {
+		t.Errorf("%d damaged identities were refused although there is a sound copy", refused)
 	}
 }
 

@@ -14,6 +14,7 @@ type Want struct {
 	Credit    uint64   `cbor:"10,keyasint,omitempty"` // raises the credit of Lane to at least this
 	Last      *Held    `cbor:"11,keyasint,omitempty"` // the last batch the hub holds here, as the node stored it
 	SlowRate  uint64   `cbor:"12,keyasint,omitempty"` // raw bytes per second on CatchUp, 0 = as before
+	SkipMS    uint32   `cbor:"13,keyasint,omitempty"` // what is older when its turn comes may be passed over, see Skip; 0 = nothing may
 }
 
 // Held is the proof that hub and node mean the same log.
@@ -58,6 +59,8 @@ const (
 	GapExpired GapReason = 3 // retention freed it
 	GapDeleted GapReason = 4 // an operator deleted it
 	GapMissing GapReason = 5 // the node does not have it and does not know why
+	// GapUnreadable: the node's disk refuses to read it, and may give it to ddrescue.
+	GapUnreadable GapReason = 6
 )
 
 func (r GapReason) String() string {
@@ -72,6 +75,8 @@ func (r GapReason) String() string {
 		return "deleted"
 	case GapMissing:
 		return "missing"
+	case GapUnreadable:
+		return "unreadable"
 	}
 	return "unknown"
 }

@@ -24,6 +24,9 @@ func (OS) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
 
 func (OS) Rename(from, to string) error { return os.Rename(from, to) }
 
+// Link gives a file a second name.
+func (OS) Link(from, to string) error { return os.Link(from, to) }
+
 func (OS) Remove(name string) error { return os.Remove(name) }
 
 // osFile is an *os.File whose Sync is fdatasync: the time of the last change,

@@ -6,6 +6,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// EIO is a bad sector, ENODATA and EILSEQ the block layer's words for it, EUCLEAN and EBADMSG
+// those of a file system that checks what it reads.
+var unreadable = []error{unix.EIO, unix.ENODATA, unix.EILSEQ, unix.EUCLEAN, unix.EBADMSG, unix.EREMOTEIO}
+
 // datasync is fdatasync(2): it flushes the data and what is needed to read it
 // back, the length included.
 func datasync(f *os.File) error {

@@ -8,6 +8,8 @@ import (
 	"golang.org/x/sys/windows"
 )
 
+var unreadable = []error{windows.ERROR_CRC, windows.ERROR_READ_FAULT, windows.ERROR_SECTOR_NOT_FOUND, windows.ERROR_IO_DEVICE}
+
 // SyncDir does nothing: NTFS journals names itself, and a directory cannot be
 // flushed through an ordinary handle.
 func (OS) SyncDir(string) error { return nil }
