@@ -18,13 +18,9 @@ package columns
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"math/bits"
-
-	"github.com/klauspost/compress/zstd"
 )
 
 // ErrCorrupt is wrapped by every error about bytes that no Encoder made.
@@ -405,119 +401,6 @@ func newColumn() *column {
 	return c
 }
 
-const predictors = 8
-
-// predict gives the guesses for a cell's next number.
-func (col *column) predict(x *cell, t, t0 int64, out *[predictors]int64) {
-	d := x.p1 - x.p2
-	out[0] = x.p1
-	out[1] = x.p1 + d
-	out[2] = x.p1 + (t - t0)
-	out[3] = x.p1 + (t-t0)/1000
-	out[4] = col.any
-	out[5] = x.slow >> 4
-	out[6] = x.p1 + d/2
-	out[7] = x.p1 - (x.p1-x.slow>>4)/4
-}
-
-// value codes the number v, in units of the column's scale.
-func (s *state) value(col *column, x *cell, v, t, t0 int64) int64 {
-	c := &s.c
-	var guess [predictors]int64
-	best := 0
-	if x.n == 0 {
-		for i := range guess {
-			guess[i] = col.any
-		}
-	} else {
-		col.predict(x, t, t0, &guess)
-		for i := 1; i < predictors; i++ {
-			if col.cost[i] < col.cost[best] {
-				best = i
-			}
-		}
-	}
-	class := min(bits.Len64(x.r1+x.r2)+1, 8)
-	if x.n == 0 {
-		class = 9
-	} else if x.r1 == 0 && x.r2 == 0 {
-		class = 0
-	}
-	m := col.classes[class]
-	if m == nil {
-		m = newNumber()
-		col.classes[class] = m
-		s.size += 700
-	}
-	r := v - guess[best]
-	abs := uint64(r)
-	neg := 0
-	if r < 0 {
-		abs, neg = -abs, 1
-	}
-	if abs = c.number(m, abs); abs != 0 {
-		neg = c.bit(&col.sign[x.s+1], neg)
-	}
-	r = int64(abs)
-	if neg == 1 && abs != 0 {
-		r = -r
-	}
-	v = guess[best] + r
-	x.s = int8(min(1, abs)) * int8(1-2*neg)
-	x.r2, x.r1 = x.r1, abs
-	if x.n > 0 {
-		for i := range guess {
-			e := v - guess[i]
-			if e < 0 {
-				e = -e
-			}
-			k := int32(bits.Len64(uint64(e)))
-			// Half bits, by the second digit.
-			k *= 2
-			if k > 2 && uint64(e)>>(k/2-2)&1 == 1 {
-				k++
-			}
-			col.cost[i] += (k<<10 - col.cost[i]) / 32
-		}
-	}
-	x.p2 = x.p1
-	if x.n == 0 {
-		x.p2, x.slow = v, v<<4
-	} else {
-		x.slow += (v<<4 - x.slow) / 16
-	}
-	x.p1 = v
-	if x.n < 2 {
-		x.n++
-	}
-	col.any, col.seen = v, true
-	return v
-}
-
-var pow10 = [19]int64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18}
-
-const maxValue = 1 << 57 // of a number in units of its column's scale
-
-// rescale raises a column's decimals; every device's last values with it.
-func (t *template) rescale(i, scale int) {
-	col := t.columns[i]
-	f := pow10[scale-col.scale]
-	fit := func(v int64) int64 { // what does not fit is forgotten, alike on both ends
-		if h := int64(maxValue) / f; v > h || v < -h {
-			return 0
-		}
-		return v * f
-	}
-	col.any = fit(col.any)
-	for _, cl := range t.cells {
-		x := &cl.v[i]
-		x.p1, x.p2 = fit(x.p1), fit(x.p2)
-		x.slow = x.p1 << 4
-		x.r1, x.r2 = 0, 0
-	}
-	col.scale = scale
-}
-
 // token codes token i of a record.
 func (s *state) token(t *template, i int, cl *cells, now int64, k *token) error {
 	c, col, x := &s.c, t.columns[i], &cl.v[i]
@@ -584,11 +467,6 @@ func (s *state) token(t *template, i int, cl *cells, now int64, k *token) error 
 	return nil
 }
 
-func fits(v int64, scale int) bool {
-	h := int64(maxValue) / pow10[scale]
-	return v <= h && v >= -h
-}
-
 func (s *state) textToken(col *column, x *cell, k *token) error {
 	c := &s.c
 	same := 1
@@ -609,73 +487,4 @@ func (s *state) textToken(col *column, x *cell, k *token) error {
 	}
 	x.text, k.raw = i, b
 	return nil
-}
-
-// Encoder makes frames. Not safe for concurrent use.
-type Encoder struct {
-	s       *state
-	max     int
-	recs    []rec
-	toks    []token
-	parts   [][]byte
-	shape   []byte
-	scratch []byte
-	rc      []byte
-	z       *zstd.Encoder
-}
-
-// NewEncoder keeps at most about maxState bytes.
-func NewEncoder(maxState int) *Encoder {
-	return &Encoder{max: min(max(maxState, MinState), MaxState)}
-}
-
-// Reset forgets everything: the next frame is a first one.
-func (e *Encoder) Reset() { e.s = nil }
-
-// MaxState is the bound of the state, for the Decoder.
-func (e *Encoder) MaxState() int { return e.max }
-
-// Append appends a frame of whole batches to dst. first says that the frame begins anew:
-// the Decoder must be reset before it. After an error nothing was appended, and the next frame is a first one.
-func (e *Encoder) Append(dst, batches []byte) (out []byte, first bool, err error) {
-	if e.s == nil || e.s.full() {
-		e.s, first = newState(e.max), true
-	}
-	s := e.s
-	s.lits = s.lits[:0]
-	s.c.startEncode(e.rc[:0])
-	for rest := batches; len(rest) > 0; {
-		var b []byte
-		if b, rest, err = nextBatch(rest); err == nil {
-			err = e.batch(b)
-		}
-		if err != nil {
-			e.s = nil
-			return dst, false, err
-		}
-	}
-	s.c.bit(&s.more, 0)
-	rc := s.c.finish()
-	e.rc = s.c.buf
-	out = binary.BigEndian.AppendUint32(dst, crc32.Checksum(batches, castagnoli))
-	lits := s.lits
-	if len(lits) == 0 {
-		out = append(out, 0)
-		return append(out, rc...), first, nil
-	}
-	kind := byte(0)
-	if len(lits) > 64 {
-		if e.z == nil {
-			if e.z, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(128<<10)); err != nil {
-				return dst, false, err
-			}
-		}
-		if z := e.z.EncodeAll(lits, nil); len(z) < len(lits) {
-			lits, kind = append(binary.AppendUvarint(nil, uint64(len(lits))), z...), 1
-		}
-	}
-	out = binary.AppendUvarint(out, uint64(len(lits)+1))
-	out = append(out, kind)
-	out = append(out, lits...)
-	return append(out, rc...), first, nil
 }
