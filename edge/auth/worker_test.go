@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 		}
 	case "stranger":
 		os.Stdin.Read(make([]byte, 1))
-		os.Stdout.WriteString("12345")
+		os.Stdout.WriteString("1234y")
 		io.Copy(io.Discard, os.Stdin)
 	case "dead":
 	case "silent":

@@ -43,3 +43,15 @@ func FlusherRoom(turns int) int {
 	}
 	return cap(f.queue)
 }
+
+// HoldTurns makes connections that nothing was said to wait with their end until release.
+func (s *Server) HoldTurns() (release func()) {
+	for range cap(s.turns) {
+		s.turns <- struct{}{}
+	}
+	return func() {
+		for range cap(s.turns) {
+			<-s.turns
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
@@ -58,6 +59,7 @@ func (s *Server) servePlain(a *admission, o ListenerOptions) error {
 		if err != nil {
 			return err
 		}
+		runtime.Gosched() // who is there goes before who comes
 		ad := nc.(*admitted)
 		if !s.hold() {
 			ad.Close()
@@ -69,6 +71,15 @@ func (s *Server) servePlain(a *admission, o ListenerOptions) error {
 		}
 		go s.begin(inner, ad, o.Name)
 	}
+}
+
+// inTurn is for the end of connections that were never answered: thousands of them may end in one
+// moment, and everybody else's goroutine would stand in the scheduler's line behind theirs. They wait
+// here instead, and a few at a time join that line at its end. Call what it returns after.
+func (s *Server) inTurn() (done func()) {
+	s.turns <- struct{}{}
+	runtime.Gosched() // a waiter that is woken would run before all others
+	return func() { <-s.turns }
 }
 
 // hold counts a goroutine that Shutdown waits for; false when it is too late.

@@ -24,6 +24,7 @@ type outbox struct {
 	cur     *chunk // appended to; nil = empty
 	running bool   // the flusher or the goroutine will look at cur
 	over    bool   // was full since the last drained
+	said    bool   // something was appended, ever
 	broken  bool   // a write failed or the box was closed; nothing is accepted any more
 	closing bool   // close nc when all is written
 	linger  bool
@@ -59,9 +60,16 @@ func (o *outbox) begin() *chunk {
 		return nil
 	}
 	if o.cur == nil {
-		o.cur = getChunk()
+		o.cur, o.said = getChunk(), true
 	}
 	return o.cur
+}
+
+// silent reports whether the peer was never told anything.
+func (o *outbox) silent() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return !o.said
 }
 
 // end unlocks and starts the writer when it is needed.
@@ -108,6 +116,12 @@ func (o *outbox) fullLocked() bool {
 // and the reset may overtake the DISCONNECT that says why.
 func (o *outbox) finish(linger bool) {
 	o.mu.Lock()
+	if !o.said { // there is nothing that a reset could overtake
+		o.broken, o.closing = true, true
+		o.mu.Unlock()
+		o.nc.Close()
+		return
+	}
 	if !o.closing {
 		o.closing, o.linger = true, linger && !o.broken
 		o.ended = make(chan struct{})

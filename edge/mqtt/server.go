@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,7 @@ type Server struct {
 	retained retainedSet
 	flusher  flusher
 	parker   parker
+	turns    chan struct{} // of inTurn
 	buffers  atomic.Int64  // bytes of read buffers beyond the pooled size
 	quit     chan struct{} // closed by Shutdown
 	wg       sync.WaitGroup
@@ -97,7 +99,7 @@ func NewServer(cfg Config) (*Server, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, quit: make(chan struct{}), sessions: map[string]*session{}, quotas: map[string]*quota{}, conns: map[*conn]struct{}{},
+	s := &Server{cfg: cfg, log: cfg.Logger, quit: make(chan struct{}), turns: make(chan struct{}, runtime.GOMAXPROCS(0)), sessions: map[string]*session{}, quotas: map[string]*quota{}, conns: map[*conn]struct{}{},
 		listeners: map[net.Listener]struct{}{}, byAddr: map[netip.Addr]*addrCount{}}
 	s.subs.srv = s
 	s.retained = retainedSet{maxN: cfg.Limits.Retained, maxBytes: cfg.Limits.RetainedBytes, m: map[string]*message{}, pending: map[string]int{}}
