@@ -158,8 +158,10 @@ func (d *daemon) rss() (int64, error) {
 }
 
 // cpu is the CPU time the process has used so far (fields 14 and 15 of /proc/pid/stat, in 1/100 s).
-func (d *daemon) cpu() (time.Duration, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid))
+func (d *daemon) cpu() (time.Duration, error) { return cpuOf(d.cmd.Process.Pid) }
+
+func cpuOf(pid int) (time.Duration, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"syscall"
 
 	"tailrace/uplink/hub"
@@ -81,6 +82,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		notify("STOPPING=1")
 	})
 	go watchdog(ctx, h)
+	go thrift(ctx, h.Links().Sessions, collector{debug.SetGCPercent, debug.FreeOSMemory})
 	if err := h.Run(ctx); err != nil {
 		c.Logger.Error("hub stopped", "error", err)
 		return 1

@@ -349,6 +349,13 @@ func (s *Server) sessions() []*hubSession {
 	return out
 }
 
+// Sessions is how many sessions are being admitted or running.
+func (s *Server) Sessions() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.count
+}
+
 // Nodes lists the connected nodes by name.
 func (s *Server) Nodes() []NodeState {
 	all := s.sessions()
