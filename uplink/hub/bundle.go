@@ -232,7 +232,11 @@ func (im *bundleImport) adopt(head *bundle.Header, n *node) error {
 	if fenced != "" {
 		return im.fenced("it is fenced: " + fenced)
 	}
-	known, named := h.central.Epochs(head.Node), head.Inventory.Epochs
+	known, err := h.central.known(head.Node)
+	if err != nil {
+		return err
+	}
+	named := head.Inventory.Epochs
 	if slices.ContainsFunc(known, func(e wire.EpochInfo) bool { return e.ID == named[len(named)-1].ID }) {
 		return nil
 	}

@@ -7,6 +7,7 @@ import (
 
 	"tailrace/storage"
 	"tailrace/uplink"
+	"tailrace/uplink/hub/relay"
 	"tailrace/uplink/wire"
 )
 
@@ -18,7 +19,7 @@ import (
 // in one commit with the progress over both, so nothing is in both and nothing in none.
 // That is why the companion lies in the storage class of its topic, has as many
 // partitions, and takes a node's records in the partition of the same number.
-const backfillSuffix = ".backfill"
+const backfillSuffix = relay.BackfillSuffix
 
 // companionOf is the companion of a topic.
 func companionOf(topic string) string { return topic + backfillSuffix }
@@ -80,7 +81,7 @@ func (s sink) effectiveMode(p wire.PartitionInfo, has func(topic string) bool) (
 	if has(companionOf(p.Topic)) {
 		return wire.ModeInOrder, "the node has a topic " + companionOf(p.Topic) + " of its own"
 	}
-	if _, err := s.h.central.Companion(p.Topic); err != nil {
+	if err := s.h.central.companion(p.Topic); err != nil {
 		return wire.ModeInOrder, err.Error()
 	}
 	return wire.ModeLiveFirst, ""

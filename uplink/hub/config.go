@@ -34,6 +34,8 @@ type Config struct {
 	Log    LogConfig   `yaml:"log"`    // of the daemon
 	Limits Limits      `yaml:"limits"` // memory and connections
 
+	Store StoreConfig `yaml:"store"` // where the records are; default in data_dir
+
 	Nodes   []string      `yaml:"nodes"`   // globs of node ids that may connect; none = every certificate of the CA
 	Classes []ClassConfig `yaml:"classes"` // storage classes; default one, "data"
 	// ScrubInterval is in what time everything stored is read once to find rot; 0 is 30
@@ -210,6 +212,10 @@ func ParseConfig(b []byte) (Config, error) {
 func (c Config) withDefaults() Config {
 	c.Listen = cmp.Or(c.Listen, ":7443")
 	c.HTTP.Listen = cmp.Or(c.HTTP.Listen, "127.0.0.1:8080")
+	partitions := 4
+	if c.Store.Kafka != nil {
+		c.Kafka.Listen, partitions = "off", c.shards()
+	}
 	c.Kafka.Listen = cmp.Or(c.Kafka.Listen, "127.0.0.1:9092")
 	c.Log.Level = cmp.Or(c.Log.Level, "info")
 	c.Log.Format = cmp.Or(c.Log.Format, "text")
@@ -230,7 +236,7 @@ func (c Config) withDefaults() Config {
 	c.Topics = slices.Clone(c.Topics)
 	for i := range c.Topics {
 		t := &c.Topics[i]
-		t.Partitions = cmp.Or(t.Partitions, 4)
+		t.Partitions = cmp.Or(t.Partitions, partitions)
 		t.Class = cmp.Or(t.Class, c.Classes[0].Name)
 		t.RetentionBy = cmp.Or(t.RetentionBy, "arrival")
 	}
@@ -247,9 +253,10 @@ func (c Config) withDefaults() Config {
 // Validate reports every problem of the configuration that can be seen without
 // opening anything.
 func (c Config) Validate() error {
-	c = c.withDefaults()
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	c.validateStore(bad)
+	c = c.withDefaults()
 	if c.DataDir == "" {
 		bad("data_dir is required: the directory of the central store")
 	}

@@ -10,6 +10,8 @@ import (
 
 const minimal = "data_dir: d\ntls: {cert: c, key: k, ca: a}\n"
 
+const cluster = "store:\n  kafka:\n    brokers: [b1:9092, b2:9092]\n    address: hub-1:7443\n    longest_outage: 30d\n"
+
 func TestConfigReportsEveryProblem(t *testing.T) {
 	for _, c := range []struct {
 		name, yaml string
@@ -35,6 +37,18 @@ func TestConfigReportsEveryProblem(t *testing.T) {
 		{"cert without key", minimal + "http: {cert: c}\n", []string{"cert and key go together"}},
 		{"client_ca without cert", minimal + "kafka: {client_ca: c}\n", []string{"client_ca needs cert"}},
 		{"no port", minimal + "listen: here\nkafka: {advertised: there}\n", []string{"listen", "kafka.advertised"}},
+		{"a cluster", minimal + cluster, nil},
+		{"a cluster with everything", minimal + cluster + "    name: wind\n    shards: 16\n    replication: 2\n    linger: 20ms\n    tls: {ca: a, cert: c, key: k}\n    sasl: {mechanism: SCRAM-SHA-512, user: u, password_file: p}\n" +
+			"topics: [{match: '*', partitions: 32, retention: 90d}]\n", nil},
+		{"a cluster without anything", minimal + "store: {kafka: {}}\n", []string{"brokers: at least one", "store.kafka.address", "longest_outage is required"}},
+		{"a misspelt key of a cluster", minimal + "store: {kafka: {broker: [a:1]}}\n", []string{"broker"}},
+		{"retention below the longest outage", minimal + cluster + "topics: [{match: '*', retention: 1h}]\n", []string{"below longest_outage"}},
+		{"fewer partitions than shards", minimal + cluster + "topics: [{match: '*', partitions: 4}]\n", []string{"at least the number of shards, 8"}},
+		{"a listener beside a cluster", minimal + cluster + "kafka: {listen: '127.0.0.1:9092'}\n", []string{"consumers read the cluster itself"}},
+		{"classes beside a cluster", minimal + cluster + "classes: [{name: a}]\n", []string{"classes"}},
+		{"retention by arrival in a cluster", minimal + cluster + "topics: [{match: '*', retention_by: arrival}]\n", []string{"records' own time"}},
+		{"a password in the clear", minimal + cluster + "    sasl: {mechanism: PLAIN, user: u, password_file: p}\n", []string{"configure tls"}},
+		{"a login of no kind", minimal + cluster + "    sasl: {mechanism: GSSAPI, user: u, password_file: p}\n", []string{"GSSAPI"}},
 		{"port of no kind", minimal + "listen: ':99999'\n", []string{"port"}},
 		{"sizes and times", minimal + "classes: [{name: a, segment_bytes: 4MiB, commit_interval: 5ms, max_bytes: 2GB, when_full: reject}]\ntopics: [{match: '*', retention: 90d12h, retention_bytes: 1GiB}]\n", nil},
 		{"bad size", minimal + "limits: {max_body: 5 parsecs}\n", []string{"not a size"}},
@@ -72,11 +86,13 @@ func TestConfigReportsEveryProblem(t *testing.T) {
 }
 
 func TestExampleConfigIsAccepted(t *testing.T) {
-	b, err := os.ReadFile("../../deploy/hub.example.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := hub.ParseConfig(b); err != nil {
-		t.Error(err)
+	for _, file := range []string{"hub.example.yaml", "hub.kafka.example.yaml"} {
+		b, err := os.ReadFile("../../deploy/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := hub.ParseConfig(b); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
 	}
 }

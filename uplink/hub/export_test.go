@@ -35,4 +35,4 @@ func SetInOrder(e *Embedded, node, topic string)   { e.setOrder(assignKey{node, 
 func Resume(e *Embedded, node string) { e.resume(node) }
 
 // CentralOf is the hub's store of records.
-func CentralOf(h *Hub) *Embedded { return h.central }
+func CentralOf(h *Hub) *Embedded { return h.Central() }

@@ -34,17 +34,37 @@ import (
 //	GET  /                           console
 func (h *Hub) buildHandler() (http.Handler, error) {
 	mux := http.NewServeMux()
-	mux.Handle("/api/v1/topics", h.api)
-	mux.Handle("/api/v1/topics/", h.api)
+	if h.clustered() {
+		topics := inCluster("topics and records are read there", "any Kafka client, with isolation.level=read_committed")
+		mux.HandleFunc("/api/v1/topics", topics)
+		mux.HandleFunc("/api/v1/topics/", topics)
+	} else {
+		mux.Handle("/api/v1/topics", h.api)
+		mux.Handle("/api/v1/topics/", h.api)
+	}
 	mux.HandleFunc("GET /api/v1/nodes", h.serveNodes)
 	mux.HandleFunc("GET /api/v1/nodes/{node}", h.serveNode)
 	if !h.cfg.HTTP.ReadOnly {
 		mux.HandleFunc("POST /api/v1/nodes/{node}/accept", h.serveAccept)
-		mux.HandleFunc("POST /api/v1/bundles", h.serveBundle)
+		if h.clustered() {
+			mux.HandleFunc("POST /api/v1/bundles", inCluster("it does not import bundles", "let the node send by its link"))
+		} else {
+			mux.HandleFunc("POST /api/v1/bundles", h.serveBundle)
+		}
 		mux.HandleFunc("POST /api/v1/drain", h.serveDrain)
 	}
-	h.fetchRoutes(mux)
-	mux.HandleFunc("GET /api/v1/devices", h.serveDevices)
+	if h.clustered() {
+		fetch := inCluster("it does not fetch topics that stay at their nodes", "give the topic another mode at the node")
+		mux.HandleFunc("/api/v1/fetches", fetch)
+		mux.HandleFunc("/api/v1/fetches/", fetch)
+	} else {
+		h.fetchRoutes(mux)
+	}
+	if h.clustered() {
+		mux.HandleFunc("/api/v1/devices", inCluster("it keeps no account of devices", "read the topics"))
+	} else {
+		mux.HandleFunc("GET /api/v1/devices", h.serveDevices)
+	}
 	mux.HandleFunc("GET /api/v1/losses", h.serveLosses)
 	mux.HandleFunc("GET /metrics", h.serveMetrics)
 	ui, err := console.New(console.Config{Store: h.store, Fleet: fleet{h}, Logger: h.log, Now: h.cfg.Now, Software: h.cfg.Software})

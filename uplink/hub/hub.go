@@ -32,8 +32,8 @@ import (
 type Hub struct {
 	cfg     Config
 	log     *slog.Logger
-	store   *storage.Store
-	central *Embedded
+	store   *storage.Store // with a Kafka cluster it holds nothing that counts
+	central engine
 	nodes   nodeTable
 	links   *link.Server
 	kafka   *kafka.Server // nil when its listener is off
@@ -86,12 +86,25 @@ func New(c Config) (_ *Hub, err error) {
 	for i, k := range c.Classes {
 		classes[i] = k.Name
 	}
-	if h.central, err = NewEmbedded(EmbeddedConfig{Store: h.store, Classes: classes, Topics: c.rules(),
-		MaxQueuedBytes: int64(c.Limits.QueuedBytes), Logger: h.log, Now: c.Now}); err != nil {
-		return nil, err
-	}
-	if err = h.loadNodes(); err != nil {
-		return nil, err
+	if c.Store.Kafka != nil {
+		if err = h.notEmbedded(); err != nil {
+			return nil, err
+		}
+		cl, err := openCluster(h)
+		if err != nil {
+			return nil, err
+		}
+		h.central = cl
+	} else {
+		e, err := NewEmbedded(EmbeddedConfig{Store: h.store, Classes: classes, Topics: c.rules(),
+			MaxQueuedBytes: int64(c.Limits.QueuedBytes), Logger: h.log, Now: c.Now})
+		if err != nil {
+			return nil, err
+		}
+		h.central = e
+		if err := h.loadNodes(); err != nil {
+			return nil, err
+		}
 	}
 	if h.devices, err = newDeviceTracker(h); err != nil {
 		return nil, err
@@ -131,7 +144,7 @@ func restartSpread(nodes int) time.Duration {
 }
 
 func (h *Hub) createTopic(name string) (*storage.Topic, error) {
-	t, err := h.central.EnsureTopic(name)
+	t, err := h.Central().EnsureTopic(name)
 	var bad *TopicError
 	if errors.As(err, &bad) {
 		return nil, &storehttp.Error{Status: http.StatusNotFound, Code: "unknown_topic", Message: bad.Error(),
@@ -299,8 +312,29 @@ func (h *Hub) Addrs() (nodes, http, kafka string) {
 // Store is the central store, for what serves from it.
 func (h *Hub) Store() *storage.Store { return h.store }
 
-// Central is the engine on the store.
-func (h *Hub) Central() *Embedded { return h.central }
+// Central is the engine on the store; nil when the records are in a Kafka cluster.
+func (h *Hub) Central() *Embedded {
+	e, _ := h.central.(*Embedded)
+	return e
+}
+
+// clustered says whether the records are in a Kafka cluster.
+func (h *Hub) clustered() bool { return h.cfg.Store.Kafka != nil }
+
+// here says whether this hub serves a node.
+func (h *Hub) here(node string) bool {
+	_, err := h.central.known(node)
+	return err == nil
+}
+
+// notEmbedded refuses to leave records behind: data_dir was that of an embedded hub.
+func (h *Hub) notEmbedded() error {
+	for _, t := range h.store.Topics() {
+		return fmt.Errorf("data_dir %s holds topics (%s …) of a hub that kept its records there: moving them to a cluster is not implemented; "+
+			"name another data_dir, and keep this one for a hub without store.kafka", h.cfg.DataDir, t.Name())
+	}
+	return nil
+}
 
 // Links is the server that nodes connect to.
 func (h *Hub) Links() *link.Server { return h.links }

@@ -148,7 +148,7 @@ type site struct {
 	gaps  []link.GapProposal
 }
 
-func newSite(t *testing.T, certDir, id, hubAddr string) *site {
+func newSite(t *testing.T, certDir, id string, hubs ...string) *site {
 	t.Helper()
 	s := &site{t: t, id: id, change: make(chan struct{}, 1), acked: map[string]uplink.RangeSet{}, done: make(chan struct{})}
 	var err error
@@ -158,11 +158,11 @@ func newSite(t *testing.T, certDir, id, hubAddr string) *site {
 	}
 	s.store.Subscribe(s.change)
 	t.Cleanup(func() { s.disconnect(); s.store.Close() })
-	s.connect(certDir, hubAddr)
+	s.connect(certDir, hubs...)
 	return s
 }
 
-func (s *site) connect(certDir, hubAddr string) {
+func (s *site) connect(certDir string, hubs ...string) {
 	s.t.Helper()
 	cert, err := tls.LoadX509KeyPair(certDir+"/"+s.id+".crt", certDir+"/"+s.id+".key")
 	if err != nil {
@@ -174,7 +174,7 @@ func (s *site) connect(certDir, hubAddr string) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(pem)
-	s.client, err = link.NewClient(link.ClientConfig{NodeID: s.id, Hubs: []string{hubAddr}, Source: s, Software: "test node",
+	s.client, err = link.NewClient(link.ClientConfig{NodeID: s.id, Hubs: hubs, Source: s, Software: "test node",
 		TLS: &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool}, BackoffMin: 20 * time.Millisecond, BackoffMax: 50 * time.Millisecond,
 		StatusInterval: 100 * time.Millisecond,
 		Status:         func() wire.Status { return wire.Status{Devices: 3, DiskBytes: 1 << 20} }})

@@ -184,23 +184,29 @@ func (t *lossTable) load(ledger map[string]*storage.Partition) error {
 
 // Losses returns the newest rows of the ledger, newest first, at most limit.
 func (e *Embedded) Losses(node, topic string, limit int) []LossRow {
-	e.losses.mu.Lock()
-	defer e.losses.mu.Unlock()
+	return e.losses.newest(node, topic, limit)
+}
+
+// LossTotals returns the sums of the whole ledger.
+func (e *Embedded) LossTotals() map[LossKey]LossTotal { return e.losses.sums() }
+
+func (t *lossTable) newest(node, topic string, limit int) []LossRow {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	out := []LossRow{}
-	for i := len(e.losses.rows) - 1; i >= 0 && len(out) < limit; i-- {
-		if r := e.losses.rows[i]; (node == "" || r.Node == node) && (topic == "" || r.Topic == topic) {
+	for i := len(t.rows) - 1; i >= 0 && len(out) < limit; i-- {
+		if r := t.rows[i]; (node == "" || r.Node == node) && (topic == "" || r.Topic == topic) {
 			out = append(out, r)
 		}
 	}
 	return out
 }
 
-// LossTotals returns the sums of the whole ledger.
-func (e *Embedded) LossTotals() map[LossKey]LossTotal {
-	e.losses.mu.Lock()
-	defer e.losses.mu.Unlock()
-	out := make(map[LossKey]LossTotal, len(e.losses.totals))
-	for k, v := range e.losses.totals {
+func (t *lossTable) sums() map[LossKey]LossTotal {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make(map[LossKey]LossTotal, len(t.totals))
+	for k, v := range t.totals {
 		out[k] = v
 	}
 	return out

@@ -69,13 +69,11 @@ func (s sink) refuse(node, topic string) string {
 	if !validName(topic) {
 		return "not a name for a topic here"
 	}
-	if reservedTopic(topic) {
+	if s.h.central.reserved(topic) {
 		return "the name is reserved for the hub"
 	}
-	if _, ok := s.h.store.Topic(topic); !ok {
-		if _, ok := s.h.central.rule(topic); !ok {
-			return "no rule under topics: in the hub's configuration allows the name"
-		}
+	if !s.h.central.allowed(topic) {
+		return "no rule under topics: in the hub's configuration allows the name"
 	}
 	return ""
 }

@@ -136,17 +136,7 @@ func (h *Hub) saveNode(ctx context.Context, id string, wait bool) error {
 	n.savedAt = h.cfg.Now()
 	value := encode(n.saved)
 	h.nodes.mu.Unlock()
-	a := h.store.NewAppend("")
-	a.Set(storage.KindRegistry, nodePrefix+id, value)
-	if wait {
-		return h.store.Commit(ctx, a)
-	}
-	h.store.Submit(a, func(_ *storage.Append, err error) {
-		if err != nil {
-			h.log.Warn("node description not saved", "node", id, "error", err)
-		}
-	})
-	return nil
+	return h.central.saveNote(ctx, id, value, wait)
 }
 
 // takeInventory notes what a node said it has. Called with mu held.
@@ -275,6 +265,9 @@ func (h *Hub) Nodes() []NodeInfo {
 	defer h.nodes.mu.Unlock()
 	out := make([]NodeInfo, 0, len(h.nodes.nodes))
 	for id, n := range h.nodes.nodes {
+		if n.sessions == 0 && !h.here(id) {
+			continue
+		}
 		info := h.describe(id, n, now)
 		info.Lost = lost[id]
 		if s, ok := live[id]; ok && n.sessions > 0 {
@@ -314,7 +307,7 @@ func (h *Hub) describe(id string, n *node, now time.Time) NodeInfo {
 		info.OtherCopy = stamp(n.otherAt.UnixMilli()) + ": " + n.other
 	}
 	info.Refused = refusedList(n.refusedTopics)
-	epochs := h.central.Epochs(id)
+	epochs, _ := h.central.known(id) // none of a node that another hub serves
 	info.Epochs = len(epochs)
 	if len(epochs) > 0 {
 		info.Epoch = epochs[len(epochs)-1].ID.String()
@@ -346,7 +339,7 @@ func (h *Hub) describe(id string, n *node, now time.Time) NodeInfo {
 // topicInfos joins what a node says it has with what is stored of it, over all
 // its epochs.
 func (h *Hub) topicInfos(id string, n *node, epochs []wire.EpochInfo, now time.Time) []NodeTopicInfo {
-	progress, _ := h.central.Progress(context.Background(), id) // never fails on one machine
+	progress, _ := h.central.Progress(context.Background(), id) // nothing of a node that another hub serves
 	byKey := map[assignKey]*NodeTopicInfo{}
 	get := func(topic string, partition int) *NodeTopicInfo {
 		k := assignKey{topic: topic, partition: partition}

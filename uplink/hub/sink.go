@@ -35,6 +35,9 @@ func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, er
 	if !validName(id) {
 		return link.Plan{}, &link.RefuseError{Code: wire.CodeAuth, Message: fmt.Sprintf("node id %q: it has 1 to 249 of the characters a-z A-Z 0-9 . _ -", id)}
 	}
+	if err := s.h.central.serves(ctx, id); err != nil {
+		return link.Plan{}, &link.RefuseError{Code: wire.CodeUnavailable, Message: err.Error(), RetryAfter: time.Second / 2}
+	}
 	t := &s.h.nodes
 	now := s.h.cfg.Now()
 	t.mu.Lock()
@@ -55,7 +58,10 @@ func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, er
 
 	n.adopting.Lock()
 	defer n.adopting.Unlock()
-	known := s.h.central.Epochs(id)
+	known, err := s.h.central.known(id)
+	if err != nil {
+		return link.Plan{}, unavailable(err)
+	}
 	v := decide(known, h.Inventory.Epochs, live, accept)
 	if v.reason != "" {
 		return link.Plan{}, s.fence(id, now, v.reason, true)
@@ -125,7 +131,11 @@ func (s sink) Admit(id string, h wire.Hello) error {
 	why, same, accept := n.refusedBoot(h.Boot), h.Boot == n.boot, n.saved.AcceptNext
 	t.mu.Unlock()
 	if why == "" && !same {
-		why = decide(s.h.central.Epochs(id), h.Inventory.Epochs, false, accept).reason
+		known, err := s.h.central.known(id)
+		if err != nil {
+			return unavailable(err)
+		}
+		why = decide(known, h.Inventory.Epochs, false, accept).reason
 	}
 	if why == "" && !same {
 		progress, err := s.h.central.Progress(context.Background(), id)
@@ -184,7 +194,7 @@ const maxEpochLead = 1 << 16
 // read: a disk was lost, or an older state restored. The nodes send again what they
 // hold; consumers tell the difference by a leader epoch above every one they knew.
 func (s sink) noteStore(id string, h wire.Hello, progress []Progress) error {
-	if h.Store == nil {
+	if h.Store == nil || s.h.clustered() { // a cluster keeps its own leader epochs
 		return nil
 	}
 	own, epoch := s.h.central.Identity()
@@ -214,7 +224,7 @@ func (s sink) noteStore(id string, h wire.Hello, progress []Progress) error {
 		s.h.log.Warn("leader epoch not raised again within the hour", "node", id, "reason", why)
 		return nil
 	}
-	if err := s.h.store.RaiseEpoch(known.Epoch + 1); err != nil {
+	if err := s.h.central.raise(known.Epoch + 1); err != nil {
 		return err
 	}
 	s.h.raisedAt = s.h.cfg.Now()

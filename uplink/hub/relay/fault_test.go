@@ -26,7 +26,7 @@ type job struct {
 	Name    string
 	Shards  int
 	Nodes   int
-	Forget  bool  // planted: progress is not written
+	Forget  bool // planted: progress is not written
 }
 
 // TestHubProcess is a hub process with its nodes: each goes on where the cluster's

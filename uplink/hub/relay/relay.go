@@ -35,7 +35,7 @@ type Relay struct {
 	topicMu sync.Mutex
 	checked map[string]bool // guarded by topicMu: topics that are there and good
 
-	stats struct{ records, bytes, transactions, takeovers, dead, duplicates atomic.Int64 }
+	stats struct{ records, bytes, transactions, takeovers, dead, batches, bytesStored atomic.Int64 }
 }
 
 // shard is a shard as this hub sees it.
@@ -352,6 +352,15 @@ func (r *Relay) Declare(ctx context.Context, o wire.Origin, gaps []wire.Gap) (up
 
 // Adopt makes the epochs of a node known.
 func (r *Relay) Adopt(ctx context.Context, node string, epochs []wire.EpochInfo) error {
+	known, err := r.Epochs(node)
+	if err != nil {
+		return err
+	}
+	for _, k := range known { // progress of an epoch that nobody knows could not be read again
+		if !slices.ContainsFunc(epochs, func(e wire.EpochInfo) bool { return e.ID == k.ID }) {
+			return fmt.Errorf("node %s: epoch %s is missing among those to adopt", node, k.ID)
+		}
+	}
 	return r.putKey(ctx, node, keyEpochs+node, encode(epochs), true)
 }
 
@@ -421,17 +430,8 @@ func (r *Relay) Progress(node string) ([]Progress, error) {
 	return out, nil
 }
 
-// SetOrder says how the ranges of a node's partition may come. For Two the companion topic
-// is made sure of.
-func (r *Relay) SetOrder(ctx context.Context, node, topic string, partition int, o Order) error {
-	if o == Two {
-		if err := r.EnsureTopic(ctx, topic); err != nil {
-			return err
-		}
-		if err := r.EnsureTopic(ctx, topic+BackfillSuffix); err != nil {
-			return err
-		}
-	}
+// SetOrder says how the ranges of a node's partition may come.
+func (r *Relay) SetOrder(node, topic string, partition int, o Order) error {
 	g, err := r.at(node)
 	if err != nil {
 		return err
@@ -456,15 +456,27 @@ func (r *Relay) Resume(node string) {
 	}
 }
 
+// Follow is a client that reads the loss ledger from its beginning. The caller closes it.
+func (r *Relay) Follow() (*kgo.Client, error) {
+	opts, err := r.cfg.options()
+	if err != nil {
+		return nil, err
+	}
+	return kgo.NewClient(append(opts, kgo.ConsumeTopics(r.cfg.LossTopic()), kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
+}
+
 // Stats are totals since Open.
 type Stats struct {
 	Records, Bytes, Transactions, Takeovers int64
+	Batches, BytesStored                    int64 // as written to the cluster
 	Dead                                    int64 // records that the cluster refused
 }
 
 // Stats returns totals since Open.
 func (r *Relay) Stats() Stats {
-	return Stats{r.stats.records.Load(), r.stats.bytes.Load(), r.stats.transactions.Load(), r.stats.takeovers.Load(), r.stats.dead.Load()}
+	return Stats{r.stats.records.Load(), r.stats.bytes.Load(), r.stats.transactions.Load(), r.stats.takeovers.Load(),
+		r.stats.batches.Load(), r.stats.bytesStored.Load(), r.stats.dead.Load()}
 }
 
 func (r *Relay) count(take []*entry) {

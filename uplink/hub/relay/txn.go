@@ -143,6 +143,8 @@ func (g *generation) produceLanes(ctx context.Context, lanes map[part][]*entry, 
 			p := x.to
 			switch {
 			case x.err == nil:
+				g.r.stats.batches.Add(1)
+				g.r.stats.bytesStored.Add(int64(len(x.batch)))
 			case x.park:
 				park(append(x.from, lanes[p]...), x.err)
 				lanes[p], split[p] = nil, nil
