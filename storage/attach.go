@@ -3,7 +3,6 @@ package storage
 import (
 	"encoding/binary"
 	"fmt"
-	"slices"
 	"sort"
 
 	"github.com/fxamacker/cbor/v2"
@@ -113,7 +112,7 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 	newest := l.s.identity.Epoch
 	for _, p := range parts {
 		have := max(p.start, p.cleanTo, end[p.id])
-		next := max(have, salvaged[p.id], newest.ForkAt[p.id])
+		next := max(have, salvaged[p.id], newest.ForkAt[p.id], r.proven[p.id])
 		if r.twin != nil {
 			next = max(next, r.twin.next[p.id])
 		}
@@ -128,22 +127,33 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 		p.start = -1
 		p.applyStart(start) // forgets what is below
 	}
-	return append(l.declare(lost, LossDamaged, parts), l.declare(unreadable, LossUnreadable, parts)...)
+	ops := append(l.declare(lost, LossDamaged, parts), l.declare(unreadable, LossUnreadable, parts)...)
+	for _, row := range l.s.allLossRows(l) {
+		if p := parts[row.Partition]; row.Reason&lossSettled != 0 && (p == nil || row.To <= p.start) {
+			ops = appendOp(ops, kindLoss, opDelete, lossKey(row.Partition, row.Reason, row.From), nil)
+		}
+	}
+	return ops
 }
 
 // declare returns the operations for ranges that no row of the ledger has yet.
 func (l *classLog) declare(lost []lostRange, reason LossReason, parts map[PartitionID]*Partition) (ops []byte) {
-	rows := l.s.lossRows(l)
+	rows := l.s.allLossRows(l) // by reason and offset
 	for _, lr := range lost {
 		p := parts[lr.partition]
 		if p == nil {
 			continue
 		}
 		from := max(lr.from, p.start)
-		known := slices.ContainsFunc(rows, func(row Loss) bool {
-			return row.Partition == lr.partition && row.From <= from && row.To >= lr.to
-		})
-		if from < lr.to && !known {
+		for again := true; again; {
+			again = false
+			for _, row := range rows {
+				if row.Partition == lr.partition && row.From <= from && from < row.To {
+					from, again = row.To, true
+				}
+			}
+		}
+		if from < lr.to {
 			ops = appendOp(ops, kindLoss, opSet, lossKey(p.id, reason, from), lossValue(lr.to, l.nowMS()))
 			l.stats.damagedRecords(lr.to - from)
 		}

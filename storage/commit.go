@@ -91,7 +91,7 @@ func (c *committer) run() {
 			return
 		case n == 0:
 			if len(tasks) == 0 {
-				<-l.wake
+				c.idle()
 			}
 		case !closed && !hurry && !c.due(waiting):
 		default:
@@ -99,6 +99,27 @@ func (c *committer) run() {
 			// fsync, instead of waiting for the next.
 			runtime.Gosched()
 			c.commitGroup()
+		}
+	}
+}
+
+const restAfter = 30 * time.Second
+
+// idle waits for something to do. After a while the end of the log is noted durably: of a
+// plug that is pulled on a node at rest nothing looks like a torn write.
+func (c *committer) idle() {
+	if c.broken != nil || c.l.twin.commit == c.durable {
+		<-c.l.wake
+		return
+	}
+	t := time.NewTimer(restAfter)
+	defer t.Stop()
+	select {
+	case <-c.l.wake:
+	case <-t.C:
+		c.l.markTwin()
+		if c.l.twin.commit != c.durable { // it failed: not again and again
+			<-c.l.wake
 		}
 	}
 }
@@ -166,6 +187,7 @@ func (c *committer) commitGroup() {
 	c.answer(err)
 	if err == nil && c.rolled {
 		c.rolled = false
+		c.l.passTwin()
 		if err := c.advanceFloor(); err != nil {
 			c.fail(err)
 		}

@@ -331,7 +331,7 @@ func (l *classLog) dropDeclared(r *recovered) error {
 	rows := make(map[PartitionID][]hole)
 	for _, k := range l.state.keys(kindLoss) {
 		v, _ := l.state.get(kindLoss, k)
-		if len(k) == 13 && len(v) == 16 && LossReason(k[4]) != LossEvicted {
+		if len(k) == 13 && len(v) == 16 && LossReason(k[4])&^lossSettled != LossEvicted {
 			id := PartitionID(binary.BigEndian.Uint32([]byte(k)))
 			rows[id] = append(rows[id], hole{int64(binary.BigEndian.Uint64([]byte(k[5:]))), int64(binary.BigEndian.Uint64(v))})
 		}

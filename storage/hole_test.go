@@ -21,6 +21,7 @@ func TestTornCommitOverSegmentsWithOneMissing(t *testing.T) {
 		put(t, s, tp.Partition(i%4), int64(i), "before")
 	}
 	want, before := content(t, s), segments(t, dir)
+	twin := mustRead(t, filepath.Join(dir, "main", "twin"))
 	a := s.NewAppend("")
 	for i := range 4 {
 		if err := a.Record(tp.Partition(i), 1, nil, bytes.Repeat([]byte{'x'}, 5000), nil); err != nil {
@@ -52,6 +53,9 @@ func TestTornCommitOverSegmentsWithOneMissing(t *testing.T) {
 			t.Fatal(err)
 		}
 		os.Remove(filepath.Join(work, "main", "catalog"))
+		if lost != 0 { // likewise: it tells that the commit was whole
+			mustWrite(t, filepath.Join(work, "main", "twin"), twin)
+		}
 		s := open(t, work, onFS(fs), segmentBytes(4096))
 		expect := want
 		if lost == 0 {

@@ -135,7 +135,7 @@ func newClassLog(s *Store, cfg ClassConfig) *classLog {
 	l.catalog = catalog{fs: s.cfg.FS, path: filepath.Join(dir, "catalog")}
 	l.reserve.fs, l.reserve.path = s.cfg.FS, filepath.Join(dir, "reserve")
 	l.reserve.size = min(int64(cfg.SegmentBytes), maxBallast) + 64<<10
-	l.twin = twin{fs: s.cfg.FS, path: filepath.Join(dir, "twin"), whole: l.twinWhole}
+	l.twin = twin{fs: s.cfg.FS, path: filepath.Join(dir, "twin"), whole: l.twinWhole, ends: l.ends}
 	l.c.init(l)
 	return l
 }

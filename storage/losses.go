@@ -18,8 +18,17 @@ func lossValue(to, at int64) []byte {
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(to)), uint64(at))
 }
 
-// lossRows are the rows of one class, by partition, reason and offset.
+// lossSettled is set in the reason of a row that is known elsewhere. It stays for as long as
+// the log shows the gap: Open does not declare it again, and the range does not come back.
+const lossSettled LossReason = 0x80
+
+// lossRows are the rows of one class that are not settled, by partition, reason and offset.
 func (s *Store) lossRows(l *classLog) []Loss {
+	return slices.DeleteFunc(s.allLossRows(l), func(r Loss) bool { return r.Reason&lossSettled != 0 })
+}
+
+// allLossRows are lossRows and those that are settled.
+func (s *Store) allLossRows(l *classLog) []Loss {
 	var rows []Loss
 	for _, k := range l.state.keys(kindLoss) {
 		v, ok := l.state.get(kindLoss, k)
@@ -63,8 +72,8 @@ func (s *Store) Losses() []Loss {
 	return rows
 }
 
-// SettleLoss removes a row once it is known elsewhere (the hub has declared it).
-// A row that has grown since is kept from l.To on.
+// SettleLoss ends a row once it is known elsewhere (the hub has declared it): Losses does not
+// name it any more. A row that has grown since is kept from l.To on.
 func (s *Store) SettleLoss(ctx context.Context, l Loss) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -81,7 +90,11 @@ func (s *Store) SettleLoss(ctx context.Context, l Loss) error {
 			return nil
 		}
 		ops := appendOp(nil, kindLoss, opDelete, key, nil)
-		if to := int64(binary.BigEndian.Uint64(v)); to > l.To {
+		to := int64(binary.BigEndian.Uint64(v))
+		if settled := min(to, l.To); l.Reason != LossEvicted && max(l.From, p.Start()) < settled {
+			ops = p.log.appendLoss(ops, p, l.From, settled, l.Reason|lossSettled)
+		}
+		if to > l.To {
 			ops = appendOp(ops, kindLoss, opSet, lossKey(l.Partition, l.Reason, l.To), lossValue(to, int64(binary.BigEndian.Uint64(v[8:]))))
 		}
 		return p.log.c.commitOps(ops)

@@ -29,7 +29,11 @@ type recovered struct {
 	// stateLost: entries are gone that may have told state.
 	stateLost bool
 	badTail   bool // the log ends in what cannot be read
-	cut       bool // durable or torn bytes were taken away: the epoch rises
+	// Where the log ends with damage in what was durable: the index after it, and where the
+	// partitions of the commit that began then had ended.
+	tailNext uint64
+	proven   map[PartitionID]int64
+	cut      bool // durable or torn bytes were taken away: the epoch rises
 }
 
 func (r *recovered) report(l *classLog, rep Repair) {
@@ -160,6 +164,7 @@ type commitEnd struct {
 	ok     bool // there is one
 	began  bool // its first entry is in this segment, too
 	rot    bool // valid entries follow damage behind it
+	lost   bool // it ends with damage in what was durable, before the first entry of the commit
 }
 
 // lastComplete finds the last complete commit in a scan. A commit whose first entries
@@ -174,10 +179,13 @@ func lastComplete(sc *segmentScan, durable uint64) (c commitEnd) {
 			c.rot = true
 			continue
 		}
+		known := e.env.commit <= durable
 		if e.env.flags&flagFirst != 0 {
+			if broken && !known { // it was written after all before it was durable
+				c = commitEnd{end: e.pos, next: e.env.index, commit: e.env.commit, ok: true, began: true, rot: true, lost: true}
+			}
 			broken, began = false, true
 		}
-		known := e.env.commit <= durable
 		if e.env.flags&flagLast != 0 && !broken || known {
 			c = commitEnd{end: e.end, next: e.env.index + 1, commit: e.env.commit, ok: true, began: began || known}
 			began = false
@@ -210,6 +218,20 @@ func (l *classLog) spansHole(r *recovered, k int, commit uint64) (before int, ho
 		}
 	}
 	return 0, false, nil
+}
+
+// prove notes what the entries of the commit that is about to be cut tell: it began when all
+// before its first entry was durable, so each of its batches begins where its partition ended.
+func (r *recovered) prove(sc *segmentScan, from int64) {
+	for i := range sc.entries {
+		e := &sc.entries[i]
+		if e.damaged || e.pos < from || e.env.kind != entryData {
+			continue
+		}
+		if b, ok := dataRef(&e.env, e.body); ok && r.proven[e.env.partition] == 0 {
+			r.proven[e.env.partition] = b.base
+		}
+	}
 }
 
 // cutTail cuts the log behind its last complete commit: what a power cut left of
@@ -246,6 +268,10 @@ func (l *classLog) cutTail(r *recovered) error {
 			}
 		}
 		end, next = c.end, c.next
+		if c.lost {
+			r.proven, r.tailNext = make(map[PartitionID]int64), next
+			r.prove(sc, end)
+		}
 		break
 	}
 	if k < 0 { // not one complete commit
@@ -385,7 +411,7 @@ func (l *classLog) loadSegment(r *recovered, i int, floor uint64) error {
 	if err != nil {
 		return err
 	}
-	want := sc.next
+	want := max(sc.next, r.tailNext)
 	if !tail {
 		want = r.segs[i+1].first
 	}

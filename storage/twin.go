@@ -49,6 +49,7 @@ type twin struct {
 	collected, written uint64
 	// whole tells what a file that is written anew has to say.
 	whole func() (commit uint64, next map[PartitionID]int64, ops []byte)
+	ends  func() map[PartitionID]int64 // how far each partition has come
 }
 
 const (
@@ -273,8 +274,7 @@ func (t *twin) mark(commit uint64) error {
 	if !t.have || t.size > 2*t.base+twinSlack {
 		return t.rewrite()
 	}
-	_, next, _ := t.whole()
-	if err := t.append(commit, next, t.pending); err != nil {
+	if err := t.append(commit, t.ends(), t.pending); err != nil {
 		return err
 	}
 	t.written = 1
@@ -362,12 +362,6 @@ func (m *stateMap) differences(o *stateMap) (ops []byte) {
 
 // twinWhole is what the second copy says when it is written anew.
 func (l *classLog) twinWhole() (commit uint64, next map[PartitionID]int64, ops []byte) {
-	next = make(map[PartitionID]int64)
-	for _, p := range l.partitions() {
-		if n := p.hw.Load(); n > 0 {
-			next[p.id] = n
-		}
-	}
 	for i := range l.state.kinds {
 		if kind := StateKind(i); twinned(kind) {
 			for _, k := range l.state.keys(kind) {
@@ -377,7 +371,29 @@ func (l *classLog) twinWhole() (commit uint64, next map[PartitionID]int64, ops [
 			}
 		}
 	}
-	return l.c.durable, next, ops
+	return l.c.durable, l.ends(), ops
+}
+
+func (l *classLog) ends() map[PartitionID]int64 {
+	next := make(map[PartitionID]int64)
+	for _, p := range l.partitions() {
+		if n := p.hw.Load(); n > 0 {
+			next[p.id] = n
+		}
+	}
+	return next
+}
+
+// passTwin notes the end of the log without a flush, once for each segment: the kernel
+// writes it within half a minute, and then what a later start misses below it is lost, and
+// not torn.
+func (l *classLog) passTwin() {
+	if !l.twin.have {
+		return // written anew, with a flush, at the next occasion
+	}
+	if err := l.twin.append(l.c.durable, l.ends(), l.twin.pending); err != nil {
+		l.lg.Warn("write the second copy of the state", "err", err)
+	}
 }
 
 // markTwin is twin.mark with the last durable commit. That it fails costs nothing now.
