@@ -81,6 +81,8 @@ type recvWant struct {
 	ordered  bool
 	backfill bool // goes to the companion topic
 	asked    bool // by Ask
+	mayskip  bool
+	skipped  RangeSet // passed over, and not yet asked for again
 }
 
 type heldFrame struct {
@@ -223,6 +225,7 @@ func (r *Receiver) plan(p *recvPart, sp span, missing RangeSet, last *wire.Held,
 	switch {
 	case live && open:
 		w.Follow, w.From, w.Lane, w.CatchUp = true, tail.From, wire.LaneLive, wire.LaneLive
+		w.SkipMS = uint32(allowedAge(skipAfter, len(missing)).Milliseconds())
 	case open:
 		w.Follow, w.From, w.Lane = true, tail.From, wire.LaneLive
 	case len(rest) == 0:
@@ -267,6 +270,7 @@ func (r *Receiver) send(p *recvPart, m *wire.Want, ordered, backfill bool) {
 	if m.Follow {
 		w.wanted.Add(m.From, Forever)
 	}
+	w.mayskip = m.SkipMS > 0
 	w.skip()
 	r.wants[w.id] = w
 	p.wants = append(p.wants, w)
@@ -491,6 +495,9 @@ func (r *Receiver) release(out []Deliver, w *recvWant) (_ []Deliver, used bool, 
 		r.finish(w)
 		r.ask(w.part)
 	}
+	if len(w.skipped) > 0 {
+		r.passed(w)
+	}
 	return out, true, nil
 }
 
@@ -548,6 +555,7 @@ func (r *Receiver) Declared(out []Deliver, m *wire.GapReport, held RangeSet) ([]
 		}
 		for _, g := range held {
 			w.done.Add(max(g.From, w.next), g.To)
+			w.skipped.Remove(g.From, g.To)
 		}
 		w.skip()
 		var err error

@@ -424,6 +424,13 @@ func (w *scriptWorld) exchange() {
 				if o, ok := w.r.Fork(m); ok {
 					fmt.Fprintf(&w.out, "hub: forked %s epoch %d\n", o.Topic, o.Epoch[0])
 				}
+			case *wire.Skip:
+				fmt.Fprintf(&w.out, "node: skip want %d [%d,%d)\n", m.Want, m.From, m.To)
+				ds, err := w.r.Skip(nil, m)
+				if err != nil {
+					fmt.Fprintln(&w.out, err)
+				}
+				w.deliver(ds)
 			case *wire.Error:
 				fmt.Fprintf(&w.out, "node: error about want %d: %s\n", m.Want, m.Message)
 				w.r.Refused(m.Want)

@@ -45,6 +45,8 @@ type Sender struct {
 	outstanding int64
 	carried     map[int]int64 // of outstanding, by connection
 	late        []Acked       // acks that waited for a check
+	skipping    []*senderWant // may pass over
+	rtt         time.Duration // least round trip, 0 = not known
 	failed      []Job         // reads that failed; Retry takes them up again
 	out         []wire.Message
 	gaps        []wire.Message // not said while holding
@@ -99,6 +101,7 @@ type senderWant struct {
 	state   wantState
 	waiting RangeSet // acks that mean nothing before the check
 	flight  []*slice // sent and not acked, ascending
+	skip    skipper
 }
 
 type wantState uint8
@@ -109,6 +112,7 @@ const (
 	wantCheck                   // in checks, or its check is being read
 	wantBusy                    // its next range is being read
 	wantFailed                  // its read failed; Retry
+	wantHeld                    // its window is used; an ack
 	wantDone                    // nothing left, forked or cancelled
 )
 
@@ -120,6 +124,7 @@ type slice struct {
 	lane     wire.Lane
 	conn     int
 	acked    bool
+	at       time.Time // when it was read, if it may be skipped
 	wrote    time.Time // when the connection had all of it
 	again    bool      // overdue: sent by another connection too
 	queued   bool      // for that
@@ -231,6 +236,9 @@ func (s *Sender) Want(m *wire.Want) error {
 	w := &senderWant{id: m.ID, part: p, epoch: e, follow: m.Follow, home: m.Lane, catchUp: m.CatchUp, lane: m.Lane, last: m.Last}
 	if !m.Follow {
 		w.catchUp = m.Lane
+	} else if m.SkipMS > 0 && m.Lane == wire.LaneLive && m.CatchUp == wire.LaneLive {
+		w.skip = skipper{after: time.Duration(m.SkipMS) * time.Millisecond, window: firstLive, grow: firstLive, record: 200}
+		s.skipping = append(s.skipping, w)
 	}
 	// Only what this epoch covers: the same offset in another epoch is another record.
 	for _, sp := range p.spans {
@@ -308,6 +316,7 @@ func (s *Sender) drop(w *senderWant) {
 		return
 	}
 	delete(s.wants, w.id)
+	s.skipping = slices.DeleteFunc(s.skipping, func(x *senderWant) bool { return x == w })
 	for i, x := range w.part.wants {
 		if x == w {
 			w.part.wants = append(w.part.wants[:i], w.part.wants[i+1:]...)
@@ -352,6 +361,11 @@ func (s *Sender) Next(lane wire.Lane, conn int, now time.Time) (j Job, ok bool, 
 			return Job{Topic: x.want.part.name.topic, Index: x.want.part.name.index, From: x.from, To: x.to, MaxBytes: int(x.bytes), Lane: lane, want: x.want, resend: x}, true, 0
 		}
 	}
+	if lane == wire.LaneLive {
+		for _, w := range s.skipping {
+			w.skip.see(now, s.rtt, w.pos, w.part.next)
+		}
+	}
 	for {
 		w := s.ready[lane].peek(s.floor[lane])
 		if w == nil {
@@ -369,11 +383,22 @@ func (s *Sender) Next(lane wire.Lane, conn int, now time.Time) (j Job, ok bool, 
 			s.queue(w)
 			continue
 		}
-		w.state = wantBusy
 		n := s.cfg.FrameBytes
 		if lane == wire.LaneLive {
 			n = s.cfg.LiveBytes
 		}
+		if w.skip.after > 0 {
+			if w.skip.waits(w.flight) {
+				w.state = wantHeld
+				continue
+			}
+			if s.passOver(w, now); w.pos >= w.part.next {
+				s.queue(w)
+				continue
+			}
+			n = min(n, w.skip.frame())
+		}
+		w.state = wantBusy
 		return Job{Topic: w.part.name.topic, Index: w.part.name.index, From: w.pos, To: w.end, MaxBytes: n, Lane: lane, want: w}, true, 0
 	}
 }
@@ -418,6 +443,10 @@ func (s *Sender) Done(j Job, r Read, conn int, now time.Time) (f Frame, ok bool)
 		return Frame{}, false
 	}
 	x := &slice{want: w, from: first, to: next, bytes: int64(n), lane: j.Lane, conn: conn}
+	if w.skip.after > 0 {
+		x.at = now
+		w.skip.record += (float64(n)/float64(next-first) - w.skip.record) / 8
+	}
 	w.flight = append(w.flight, x)
 	s.outstanding += x.bytes
 	s.carried[conn] += x.bytes

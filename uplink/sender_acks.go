@@ -85,6 +85,7 @@ func (s *Sender) ackWant(w *senderWant, held RangeSet, end int64) {
 			x.from = held.Missing(x.from, Forever)[0].From
 			if x.from >= x.to {
 				s.settle(x)
+				w.skip.settled = x.at
 			}
 		}
 	}
@@ -94,6 +95,9 @@ func (s *Sender) ackWant(w *senderWant, held RangeSet, end int64) {
 		k++
 	}
 	w.flight = w.flight[k:]
+	if w.state == wantHeld {
+		s.queue(w)
+	}
 	if w.state == wantDone {
 		s.drop(w)
 	}

@@ -267,6 +267,14 @@ func (hs *hubSession) handle(m wire.Message) error {
 		hs.kick()
 	case *wire.GapReport:
 		return hs.declare(m)
+	case *wire.Skip:
+		hs.mu.Lock()
+		var err error
+		hs.deliver, err = hs.recv.Skip(hs.deliver, m)
+		hs.startAppend()
+		hs.mu.Unlock()
+		hs.kick()
+		return err
 	case *wire.Fork:
 		hs.mu.Lock()
 		o, ok := hs.recv.Fork(m)

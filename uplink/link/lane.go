@@ -50,13 +50,23 @@ func (w *worker) run(ctx context.Context) error {
 		var ok bool
 		var wait time.Duration
 		s.mu.Lock()
+		if w.lane == wire.LaneLive && s.sender.Skips() {
+			s.sender.SetRoundTrip(w.conn.ConnectionStats().MinRTT)
+		}
 		if retiring := w.retire != nil && retire == nil; !retiring {
 			j, ok, wait = s.sender.Next(w.lane, w.number, time.Now())
 		} else if s.sender.Carries(w.number) == 0 {
 			s.mu.Unlock()
 			return nil
 		}
-		s.mu.Unlock()
+		if w.lane == wire.LaneLive {
+			s.liveBehind.Store(s.sender.Behind(time.Now()))
+		}
+		if s.sender.Talks() {
+			s.settle()
+		} else {
+			s.mu.Unlock()
+		}
 		if !ok {
 			if wait > 0 {
 				paced.Reset(wait)
@@ -166,6 +176,9 @@ func (w *worker) write(ctx context.Context, b []byte) error {
 		return err
 	}
 	for len(b) > 0 {
+		if err := w.giveWay(ctx); err != nil {
+			return err
+		}
 		n := min(len(b), p.chunk())
 		if err := p.take(ctx, n); err != nil {
 			return err
@@ -177,6 +190,20 @@ func (w *worker) write(ctx context.Context, b []byte) error {
 	}
 	return nil
 }
+
+// giveWay waits while records that should be live are behind.
+func (w *worker) giveWay(ctx context.Context) error {
+	for w.s.liveBehind.Load() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(liveBehindTick):
+		}
+	}
+	return nil
+}
+
+const liveBehindTick = 20 * time.Millisecond
 
 // ipHeaders is what IPv4 and UDP add to a packet.
 const ipHeaders = 28

@@ -58,6 +58,8 @@ type session struct {
 	changed chan struct{} // capacity 1: the Source moved
 	pacer   pacer
 
+	liveBehind atomic.Bool // Sender.Behind, when the live lane looked last
+
 	// Owned by samplePath, which the pacer calls one at a time.
 	sampled []*worker // scratch
 	onLink  int64     // bytes that bulk's connections sent
@@ -468,7 +470,7 @@ func (s *session) handle(m wire.Message) error {
 		s.mu.Lock()
 		s.sender.Cancel(m.Want)
 		s.settle()
-	case *wire.Hello, *wire.Welcome, *wire.Inventory, *wire.GapReport, *wire.Fork, *wire.Status, *wire.CommandResult:
+	case *wire.Hello, *wire.Welcome, *wire.Inventory, *wire.GapReport, *wire.Fork, *wire.Skip, *wire.Status, *wire.CommandResult:
 		return fmt.Errorf("%w: message type %d from a hub within a session", wire.ErrMalformed, m.Type())
 	}
 	return nil

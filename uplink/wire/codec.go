@@ -58,6 +58,8 @@ func newMessage(t Type) Message {
 		return new(GapReport)
 	case TypeRefusals:
 		return new(Refusals)
+	case TypeSkip:
+		return new(Skip)
 	case TypeFork:
 		return new(Fork)
 	case TypeStatus:

@@ -35,22 +35,24 @@ func samples() map[string]wire.Message {
 		},
 	}
 	return map[string]wire.Message{
-		"hello":         &wire.Hello{Version: 1, MinVersion: 1, Node: "node-1", Session: id(3), Boot: id(4), Sequence: 5, Role: wire.RoleBulk, Clock: clock, Inventory: inv, Codecs: []wire.Codec{wire.CodecZstd, wire.CodecNone}, Features: []string{"x"}, Software: "tailrace 1", Index: 2},
-		"welcome":       &wire.Welcome{Version: 1, Session: id(3), StoreID: id(5), StoreEpoch: 7, Clock: clock, Codec: wire.CodecZstd, FrameBytes: 1 << 20, WindowBytes: 1 << 19, Credit: [3]uint64{1, 2, 3}, MaxBulk: 8, HeartbeatMS: 15000, Features: []string{"x"}, Boot: id(6)},
-		"inventory":     &inv,
-		"want":          &wire.Want{ID: 9, Partition: 3, Epoch: id(1), Ranges: rs, Follow: true, From: 1 << 41, Lane: wire.LaneBackfill, CatchUp: wire.LaneBulk, Rate: 1000, SlowRate: 500, Credit: 1 << 33, Last: &wire.Held{Offset: 99, CRC: 0xdeadbeef}},
-		"cancel":        &wire.Cancel{Want: 9},
-		"ack":           &wire.Ack{Acks: []wire.PartitionRanges{{Partition: 3, Epoch: id(1), Ranges: rs}}, Credit: [3]uint64{10, 20, 30}},
-		"gap":           &wire.GapReport{Partition: 3, Epoch: id(1), Gaps: []wire.Gap{{Ranges: rs, Reason: wire.GapEvicted, At: 1_700_000_000_000, Detail: "disk budget"}}},
-		"fork":          &wire.Fork{Want: 9, Partition: 3, Epoch: id(1), Offset: 99, CRC: 1, Absent: true, Next: 50},
-		"status":        &wire.Status{Clock: clock, UptimeSec: 1, DiskBytes: 2, DiskBudget: 3, DiskFree: 4, WrittenBytes: 5, Fsyncs: 6, Devices: 7, Records: 8, Refused: 9, Dropped: 10, Backlog: []wire.Backlog{{Topic: "wind", Partition: 1, Next: 500, Records: 20, Bytes: 3000, OldestMS: 5}, {Topic: "raw", Next: 9, Start: 3, Kept: true}}, ConfigSeen: 11, Notes: []string{"card worn"}, Link: wire.LinkStatus{RTTMicros: 1, Reconnects: 2, BytesSent: 3, BytesLost: 4, SendErrors: 5, InFlightBytes: 6}, Links: []wire.LinkBudget{{Name: "lte", Interface: "wwan0", RateLimit: 1, Monthly: 2, Used: 3, Forecast: 4, EndsMS: 5, Held: "used up"}}},
-		"config":        &wire.Config{Version: 3, Body: []byte("a: 1\n")},
-		"command":       &wire.Command{ID: 1, Name: "restart", Args: []byte{0xa0}, ExpireMS: 5},
-		"commandresult": &wire.CommandResult{ID: 1, Error: "no", Body: []byte{1}},
-		"heartbeat":     &wire.Heartbeat{Sequence: 4, Sent: 5, Reply: true, Clock: clock, Pad: make([]byte, wire.HeartbeatPad)},
-		"drain":         &wire.Drain{Reason: "upgrade", Hubs: []string{"b:7443"}, RetryAfterMS: 5000},
-		"refusals":      &wire.Refusals{Refused: []wire.Refusal{{Partition: 3, Reason: "no rule allows it"}}},
-		"error":         &wire.Error{Code: wire.CodeFenced, Message: "a clone", RetryAfterMS: 60000, Want: 3},
+		"hello":          &wire.Hello{Version: 1, MinVersion: 1, Node: "node-1", Session: id(3), Boot: id(4), Sequence: 5, Role: wire.RoleBulk, Clock: clock, Inventory: inv, Codecs: []wire.Codec{wire.CodecZstd, wire.CodecNone}, Features: []string{"x"}, Software: "tailrace 1", Index: 2},
+		"welcome":        &wire.Welcome{Version: 1, Session: id(3), StoreID: id(5), StoreEpoch: 7, Clock: clock, Codec: wire.CodecZstd, FrameBytes: 1 << 20, WindowBytes: 1 << 19, Credit: [3]uint64{1, 2, 3}, MaxBulk: 8, HeartbeatMS: 15000, Features: []string{"x"}, Boot: id(6)},
+		"inventory":      &inv,
+		"want":           &wire.Want{ID: 9, Partition: 3, Epoch: id(1), Ranges: rs, Follow: true, From: 1 << 41, Lane: wire.LaneBackfill, CatchUp: wire.LaneBulk, Rate: 1000, SlowRate: 500, Credit: 1 << 33, Last: &wire.Held{Offset: 99, CRC: 0xdeadbeef}},
+		"want-livefirst": &wire.Want{ID: 9, Partition: 3, Epoch: id(1), Follow: true, From: 1 << 41, SkipMS: 3000},
+		"skip":           &wire.Skip{Want: 9, From: 1 << 41, To: 1<<41 + 300},
+		"cancel":         &wire.Cancel{Want: 9},
+		"ack":            &wire.Ack{Acks: []wire.PartitionRanges{{Partition: 3, Epoch: id(1), Ranges: rs}}, Credit: [3]uint64{10, 20, 30}},
+		"gap":            &wire.GapReport{Partition: 3, Epoch: id(1), Gaps: []wire.Gap{{Ranges: rs, Reason: wire.GapEvicted, At: 1_700_000_000_000, Detail: "disk budget"}}},
+		"fork":           &wire.Fork{Want: 9, Partition: 3, Epoch: id(1), Offset: 99, CRC: 1, Absent: true, Next: 50},
+		"status":         &wire.Status{Clock: clock, UptimeSec: 1, DiskBytes: 2, DiskBudget: 3, DiskFree: 4, WrittenBytes: 5, Fsyncs: 6, Devices: 7, Records: 8, Refused: 9, Dropped: 10, Backlog: []wire.Backlog{{Topic: "wind", Partition: 1, Next: 500, Records: 20, Bytes: 3000, OldestMS: 5}, {Topic: "raw", Next: 9, Start: 3, Kept: true}}, ConfigSeen: 11, Notes: []string{"card worn"}, Link: wire.LinkStatus{RTTMicros: 1, Reconnects: 2, BytesSent: 3, BytesLost: 4, SendErrors: 5, InFlightBytes: 6}, Links: []wire.LinkBudget{{Name: "lte", Interface: "wwan0", RateLimit: 1, Monthly: 2, Used: 3, Forecast: 4, EndsMS: 5, Held: "used up"}}},
+		"config":         &wire.Config{Version: 3, Body: []byte("a: 1\n")},
+		"command":        &wire.Command{ID: 1, Name: "restart", Args: []byte{0xa0}, ExpireMS: 5},
+		"commandresult":  &wire.CommandResult{ID: 1, Error: "no", Body: []byte{1}},
+		"heartbeat":      &wire.Heartbeat{Sequence: 4, Sent: 5, Reply: true, Clock: clock, Pad: make([]byte, wire.HeartbeatPad)},
+		"drain":          &wire.Drain{Reason: "upgrade", Hubs: []string{"b:7443"}, RetryAfterMS: 5000},
+		"refusals":       &wire.Refusals{Refused: []wire.Refusal{{Partition: 3, Reason: "no rule allows it"}}},
+		"error":          &wire.Error{Code: wire.CodeFenced, Message: "a clone", RetryAfterMS: 60000, Want: 3},
 	}
 }
 
@@ -59,7 +61,7 @@ func TestEveryTypeHasASample(t *testing.T) {
 	for _, m := range samples() {
 		seen[m.Type()] = true
 	}
-	for n := wire.TypeHello; n <= wire.TypeRefusals; n++ {
+	for n := wire.TypeHello; n <= wire.TypeSkip; n++ {
 		if !seen[n] {
 			t.Errorf("no sample of message type %d", n)
 		}

@@ -22,6 +22,7 @@ const (
 	TypeDrain         Type = 14
 	TypeError         Type = 15
 	TypeRefusals      Type = 16
+	TypeSkip          Type = 17
 )
 
 // Message is one control message.
