@@ -23,6 +23,7 @@ import (
 type env struct {
 	dir   string
 	short bool
+	nodes int // on one hub; 0 = the bar's
 	n     int
 	tls   string // of the listener of the nodes that are started, as in ", tls: {…}"
 }

@@ -51,6 +51,7 @@ var groups = []group{
 	{"flash", flash},
 	{"hostile", hostileMix},
 	{"nodes", manyNodes},
+	{"hub-ingest", hubIngest},
 	{"demo", demoOnce},
 	{"kill", killTest},
 	{"link-down", linkDown},
@@ -67,6 +68,7 @@ func main() {
 	report := flag.Bool("report", false, "exit 0 even when a bar falls short")
 	output := flag.String("o", "text", "text or json")
 	short := flag.Bool("short", false, "short forms of the long runs")
+	nodes := flag.Int("nodes", 0, "how many nodes the group of that name connects; 0 = 10,000, or 1,000 with -short")
 	list := flag.Bool("list", false, "list the groups")
 	flag.Parse()
 	if *list {
@@ -91,7 +93,7 @@ func main() {
 		}
 		return
 	}
-	os.Exit(measure(ctx, *only, *output, *report, *short))
+	os.Exit(measure(ctx, *only, *output, *report, &env{short: *short, nodes: *nodes}))
 }
 
 // quick are the groups that CI reports on: what no test of its own measures.
@@ -104,14 +106,14 @@ func wanted(name, only string) bool {
 	return strings.Contains(name, only)
 }
 
-func measure(ctx context.Context, only, output string, report, short bool) int {
+func measure(ctx context.Context, only, output string, report bool, e *env) int {
 	dir, err := os.MkdirTemp("", "tailrace-bars-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bars:", err)
 		return 2
 	}
 	defer os.RemoveAll(dir)
-	e := &env{dir: dir, short: short}
+	e.dir = dir
 	var rows []row
 	for _, g := range groups {
 		if !wanted(g.name, only) || ctx.Err() != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -17,10 +18,13 @@ import (
 // manyNodes puts 10,000 nodes with the real link on one hub, lets them be silent, and
 // restarts the hub.
 func manyNodes(ctx context.Context, e *env) ([]row, error) {
-	const command = "go run ./cmd/bars -only nodes"
-	n := 10_000
-	if e.short {
+	n := cmp.Or(e.nodes, 10_000)
+	if e.short && e.nodes == 0 {
 		n = 1_000
+	}
+	command := "go run ./cmd/bars -only nodes"
+	if n != 10_000 {
+		command += fmt.Sprintf(" -nodes %d", n)
 	}
 	hub, quic, httpURL, _, err := e.hub(ctx)
 	if err != nil {
@@ -106,10 +110,10 @@ type swarmProcess struct {
 	ended chan struct{}
 }
 
-func (e *env) startSwarm(hub string, n int) (*swarmProcess, error) {
+func (e *env) startSwarm(hub string, n int, args ...string) (*swarmProcess, error) {
 	certs := filepath.Join(e.dir, "certs")
 	p := &swarmProcess{lines: make(chan swarm.Stats, 1), ended: make(chan struct{}),
-		cmd: exec.Command(bin("firmware-sim"), "swarm", "--hub", hub, "--nodes", fmt.Sprint(n), "--ca", certs+"/ca.crt", "--ca-key", certs+"/ca.key", "-o", "json", "--every", "1s")}
+		cmd: exec.Command(bin("firmware-sim"), append([]string{"swarm", "--hub", hub, "--nodes", fmt.Sprint(n), "--ca", certs + "/ca.crt", "--ca-key", certs + "/ca.key", "-o", "json", "--every", "1s"}, args...)...)}
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
 		return nil, err

@@ -77,6 +77,7 @@ certificates made for tests (tailrace dev-certs). Once a second it says how many
 	f.IntVarP(&c.Nodes, "nodes", "n", 1000, "nodes")
 	f.StringVar(&c.Prefix, "prefix", "swarm", "node ids are PREFIX-00000 and so on")
 	f.StringVar(&c.Topic, "topic", "swarm.telemetry", "topic of the records")
+	f.IntVar(&c.Backlog, "backlog", 0, "records that each node has at the start, readings of 180 bytes")
 	f.DurationVar(&c.Interval, "interval", 0, "time between the records of one node (0: one record, then silence)")
 	f.Float64Var(&c.Rate, "rate", 500, "nodes started a second")
 	f.Uint64Var(&c.Seed, "seed", 1, "seed; another one is another life of each node's log")

@@ -34,6 +34,7 @@ type Config struct {
 	Prefix   string        // of node ids: PREFIX-00000
 	Topic    string        // of every node
 	Interval time.Duration // a record of each node; 0 = one at the start and then silence
+	Backlog  int           // records that each node has at the start, in whole batches of 50; then Interval means nothing
 	Rate     float64       // connections begun a second; 0 = 500
 	Seed     uint64
 }
@@ -54,6 +55,8 @@ type Swarm struct {
 	cfg     Config
 	started atomic.Int64
 
+	readings readings // of the backlogs
+
 	mu    sync.Mutex // guards nodes
 	nodes []*node
 }
@@ -69,6 +72,12 @@ func New(c Config) *Swarm {
 // Run connects the nodes at the given rate and keeps them until ctx ends. A node that
 // cannot be made ends all.
 func (s *Swarm) Run(ctx context.Context) error {
+	if s.cfg.Backlog > 0 {
+		var err error
+		if s.readings, err = newReadings(s.cfg.Seed); err != nil {
+			return err
+		}
+	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, stop := context.WithCancel(ctx)
@@ -144,7 +153,7 @@ func (s *Swarm) Stats() Stats {
 }
 
 type node struct {
-	log    *memLog
+	log    log
 	client *link.Client
 }
 
@@ -158,13 +167,20 @@ func (s *Swarm) node(i int) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := newLog(s.cfg.Topic, id, s.cfg.Seed)
+	m := newLog(s.cfg.Topic, id, s.cfg.Seed)
+	var l log = m
+	if s.readings != nil {
+		l = &backlog{memLog: m, of: s.readings, total: int64(s.cfg.Backlog+perBatch-1) / perBatch * perBatch, begin: time.Now()}
+	}
 	l.add()
 	c, err := link.NewClient(link.ClientConfig{NodeID: id, Hubs: []string{s.cfg.Hub}, Source: l, Software: "firmware-sim swarm",
 		TLS:        &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: s.cfg.Roots, ServerName: "localhost"},
 		Rand:       mrand.New(mrand.NewPCG(s.cfg.Seed, uint64(i))),
 		PacketConn: func() (net.PacketConn, error) { return net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}) },
-		Status:     func() wire.Status { return wire.Status{Devices: 10, Records: l.next.Load()} },
+		Status: func() wire.Status {
+			made, _, _ := l.counts()
+			return wire.Status{Devices: 10, Records: made}
+		},
 	})
 	return &node{l, c}, err
 }
