@@ -52,6 +52,7 @@ var groups = []group{
 	{"hostile", hostileMix},
 	{"nodes", manyNodes},
 	{"hub-ingest", hubIngest},
+	{"costs", costs},
 	{"demo", demoOnce},
 	{"kill", killTest},
 	{"link-down", linkDown},
