@@ -22,6 +22,24 @@ func reading(r *mrand.Rand, device, i int) []byte {
 		device, i, 1000*r.NormFloat64(), 1500+10*r.NormFloat64(), 60*r.Float64(), 60*r.Float64(), r.Uint64(), r.Uint64(), r.Uint64(), r.Uint64())
 }
 
+// onWithTopic starts hub and node, whose log has the topic.
+func (w *world) onWithTopic(t *testing.T) {
+	t.Helper()
+	for _, m := range []*machine{w.hub, w.node} {
+		if err := m.on(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(time.Second)
+	if _, err := w.node.store().CreateTopic(stream, storage.TopicConfig{Partitions: 1}); err != nil {
+		t.Fatal(err)
+	}
+	w.node.off() // its next inventory tells of the topic
+	if err := w.node.on(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // produce has ten devices say something every second until end.
 func (w *world) produce(t *testing.T, r *mrand.Rand, d time.Duration) {
 	t.Helper()
@@ -162,19 +180,7 @@ func sketchAhead(t *testing.T, mode, dir, certs string) {
 	r := mrand.New(mrand.NewPCG(11, 11))
 	good := conditions{Rate: 64e3, Delay: 100 * time.Millisecond}
 	w.wan.set(good)
-	for _, m := range []*machine{w.hub, w.node} {
-		if err := m.on(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	time.Sleep(time.Second)
-	if _, err := w.node.store().CreateTopic(stream, storage.TopicConfig{Partitions: 1}); err != nil {
-		t.Fatal(err)
-	}
-	w.node.off() // its next inventory tells of the topic
-	if err := w.node.on(); err != nil {
-		t.Fatal(err)
-	}
+	w.onWithTopic(t)
 	w.produce(t, r, 5*time.Minute)
 	if rows := w.sketchRows(t); len(rows) != 0 {
 		t.Errorf("%d rows of a sketch although nothing was missing, the first %+v %s", len(rows), rows[0], w.history())

@@ -42,19 +42,7 @@ func skipAhead(t *testing.T, dir, certs string, slow conditions) {
 	defer w.end()
 	w.tuneNode = func(c *edge.Config) { c.Topics = []edge.TopicConfig{{Match: stream, Mode: "live-first"}} }
 	w.wan.set(slow)
-	for _, m := range []*machine{w.hub, w.node} {
-		if err := m.on(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	time.Sleep(time.Second)
-	if _, err := w.node.store().CreateTopic(stream, storage.TopicConfig{Partitions: 1}); err != nil {
-		t.Fatal(err)
-	}
-	w.node.off() // its next inventory tells of the topic
-	if err := w.node.on(); err != nil {
-		t.Fatal(err)
-	}
+	w.onWithTopic(t)
 	time.Sleep(5 * time.Second)
 	r := mrand.New(mrand.NewPCG(5, 5))
 	acked := map[string]bool{}

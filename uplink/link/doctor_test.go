@@ -105,22 +105,7 @@ func TestDiagnoseSaysWhatIsWrong(t *testing.T) {
 			want: []string{"of small packets or their answers are lost", "% of QUIC packets are lost under load", "with this loss TCP carries more"}},
 		"a stranger's certificate": {change: func(c *link.DiagnoseConfig) { c.Client.TLS.RootCAs = nil },
 			want: []string{"UDP packets reach the hub and come back, a QUIC connection fails"}},
-		"throttled UDP": {path: func(w *world) {
-			var mu sync.Mutex
-			var tokens float64
-			last := time.Now()
-			w.r.Link("10.0.1.1").Drop(true, func(n int) bool { // 400 kbit/s, the rest is dropped
-				mu.Lock()
-				defer mu.Unlock()
-				tokens = min(tokens+time.Since(last).Seconds()*50_000, 20_000)
-				last = time.Now()
-				if tokens < float64(n) {
-					return true
-				}
-				tokens -= float64(n)
-				return false
-			})
-		}, want: []string{"UDP seems to be throttled"}},
+		"throttled UDP": {path: func(w *world) { w.throttleUDP("10.0.1.1") }, want: []string{"UDP seems to be throttled"}},
 		"certificate at its end": {change: func(c *link.DiagnoseConfig) {}, path: func(w *world) { time.Sleep(350 * 24 * time.Hour) },
 			want: []string{"certificate ends on"}},
 	} {

@@ -80,24 +80,29 @@ func TestFallsBackToTCPAndReturns(t *testing.T) {
 	})
 }
 
+// throttleUDP lets 400 kbit/s of a node's packets through and drops the rest.
+func (w *world) throttleUDP(node string) {
+	var mu sync.Mutex
+	var tokens float64
+	last := time.Now()
+	w.r.Link(node).Drop(true, func(n int) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		tokens = min(tokens+time.Since(last).Seconds()*50_000, 20_000)
+		last = time.Now()
+		if tokens < float64(n) {
+			return true
+		}
+		tokens -= float64(n)
+		return false
+	})
+}
+
 // A UDP throttle lets every handshake pass and little else: progress decides.
 func TestThrottledUDPIsLeftForTCP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lte)
-		var mu sync.Mutex
-		var tokens float64
-		last := time.Now()
-		w.r.Link("10.0.1.1").Drop(true, func(n int) bool { // 400 kbit/s, the rest is dropped
-			mu.Lock()
-			defer mu.Unlock()
-			tokens = min(tokens+time.Since(last).Seconds()*50_000, 20_000)
-			last = time.Now()
-			if tokens < float64(n) {
-				return true
-			}
-			tokens -= float64(n)
-			return false
-		})
+		w.throttleUDP("10.0.1.1")
 		src := newSource(1, "wind")
 		noise(src, 6000, 10_000)
 		_, c, stop := tcpWorld(w, "10.0.1.1", src, nil)
