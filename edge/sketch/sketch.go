@@ -19,19 +19,19 @@ import (
 // [From, To), all of them and no others; a window may be told in several rows, which have no
 // record in common.
 type Row struct {
-	Topic    string            `json:"topic"`
-	Source   string            `json:"mqtt_topic,omitempty"`
-	Window   int64             `json:"window_ms"` // its begin, ms since 1970
-	Span     int64             `json:"span_ms"`
-	From     int64             `json:"from"`
-	To       int64             `json:"to"`
-	Records  int64             `json:"records"`
-	FirstMS  int64             `json:"first_ms"` // times of the records
-	LastMS   int64             `json:"last_ms"`
-	Unread   int64             `json:"unread,omitempty"`   // records without a readable number
-	LeftOut  int64             `json:"left_out,omitempty"` // values of signals beyond MaxSignals
-	Signals  map[string]Signal `json:"signals"`
-	Device   []byte            `json:"-"` // the records' key, and this one's
+	Topic   string            `json:"topic"`
+	Source  string            `json:"mqtt_topic,omitempty"`
+	Window  int64             `json:"window_ms"` // its begin, ms since 1970
+	Span    int64             `json:"span_ms"`
+	From    int64             `json:"from"`
+	To      int64             `json:"to"`
+	Records int64             `json:"records"`
+	FirstMS int64             `json:"first_ms"` // times of the records
+	LastMS  int64             `json:"last_ms"`
+	Unread  int64             `json:"unread,omitempty"`   // records without a readable number
+	LeftOut int64             `json:"left_out,omitempty"` // values of signals beyond MaxSignals
+	Signals map[string]Signal `json:"signals"`
+	Device  []byte            `json:"-"` // the records' key, and this one's
 }
 
 // Signal is one number of a device's payloads.
