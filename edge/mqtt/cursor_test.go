@@ -41,6 +41,18 @@ func (w *world) publishAll(qos byte, from, to int) {
 	d.closed() // its deliveries are done then
 }
 
+// takes reads QoS 1 deliveries of what publishAll has published, and acknowledges them.
+func (d *device) takes(from, to int) {
+	d.t.Helper()
+	for i := from; i < to; i++ {
+		p, id, _, _ := parsed(d.next())
+		if p != fmt.Sprint(i) {
+			d.t.Fatalf("delivery %d is %q", i, p)
+		}
+		d.send(puback(id))
+	}
+}
+
 // parsed is the payload and packet id of a delivery to topic "t".
 func parsed(p []byte) (payload string, id uint16, qos byte, dup bool) {
 	qos, dup = p[0]>>1&3, p[0]&8 != 0
@@ -80,22 +92,10 @@ func TestWhatWaitsForASessionSurvivesTheServer(t *testing.T) {
 				if !present {
 					t.Fatal("session is gone")
 				}
-				for i := range 60 {
-					p, id, _, _ := parsed(sub.next())
-					if p != fmt.Sprint(i) {
-						t.Fatalf("delivery %d is %q", i, p)
-					}
-					sub.send(puback(id))
-				}
+				sub.takes(0, 60)
 				sub.silent()
 				w.publishAll(1, 60, 70) // live again
-				for i := 60; i < 70; i++ {
-					p, id, _, _ := parsed(sub.next())
-					if p != fmt.Sprint(i) {
-						t.Fatalf("live delivery %d is %q", i, p)
-					}
-					sub.send(puback(id))
-				}
+				sub.takes(60, 70)
 				sub.silent()
 			})
 		}
@@ -111,13 +111,7 @@ func TestSlowSubscriberReadsTheLog(t *testing.T) {
 	sub.send(subscribe(4, 1, "t", 1))
 	sub.want(suback(4, 1, 1))
 	w.publishAll(1, 0, 100)
-	for i := range 100 {
-		p, id, _, _ := parsed(sub.next())
-		if p != fmt.Sprint(i) {
-			t.Fatalf("delivery %d is %q", i, p)
-		}
-		sub.send(puback(id))
-	}
+	sub.takes(0, 100)
 	sub.silent()
 	if n := w.s.Stats().Dropped; n != 0 {
 		t.Errorf("%d dropped", n)
@@ -134,13 +128,7 @@ func TestCursorStandsWhereTheSessionStood(t *testing.T) {
 	sub.send(subscribe(4, 1, "t", 1))
 	sub.want(suback(4, 1, 1))
 	w.publishAll(1, 10, 30)
-	for i := 10; i < 25; i++ { // five stay unacknowledged
-		p, id, _, _ := parsed(sub.next())
-		if p != fmt.Sprint(i) {
-			t.Fatalf("delivery %d is %q", i, p)
-		}
-		sub.send(puback(id))
-	}
+	sub.takes(10, 25) // five stay unacknowledged
 	sub.send([]byte{0xC0, 0}) // in order behind the acknowledgements
 	for sub.next()[0] != 0xD0 {
 	}
@@ -148,13 +136,7 @@ func TestCursorStandsWhereTheSessionStood(t *testing.T) {
 	w.s.Checkpoint()
 	w = w.kill(func(b *memBackend) func(*mqtt.Config) { return inLog(b, 5) })
 	sub, _ = w.login(4, opts{id: "sub", persistent: true})
-	for i := 25; i < 30; i++ {
-		p, id, _, _ := parsed(sub.next())
-		if p != fmt.Sprint(i) {
-			t.Fatalf("delivery %d is %q", i, p)
-		}
-		sub.send(puback(id))
-	}
+	sub.takes(25, 30)
 	sub.silent()
 }
 
