@@ -128,7 +128,7 @@ func TestCursorStandsWhereTheSessionStood(t *testing.T) {
 	sub.send(subscribe(4, 1, "t", 1))
 	sub.want(suback(4, 1, 1))
 	w.publishAll(1, 10, 30)
-	sub.takes(10, 25) // five stay unacknowledged
+	sub.takes(10, 25)         // five stay unacknowledged
 	sub.send([]byte{0xC0, 0}) // in order behind the acknowledgements
 	for sub.next()[0] != 0xD0 {
 	}
