@@ -5,7 +5,6 @@
 package edge_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,8 +23,6 @@ import (
 	"time"
 
 	"github.com/eclipse/paho.golang/paho"
-	fusefs "github.com/hanwen/go-fuse/v2/fs"
-	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"tailrace/edge"
 	"tailrace/storage/storagetest"
@@ -248,14 +245,9 @@ func TestEveryWriteFails(t *testing.T) {
 // blocks that the file system counted as free: its own metadata, journal among it, can be
 // written, else it would give up for good.
 type badDisk struct {
-	fusefs.Inode
 	path    string
 	failing atomic.Bool
 	refused atomic.Int64
-
-	mu   sync.Mutex // guards data
-	data []byte
-	free [][2]int64 // bytes, sorted
 }
 
 func newBadDisk(t testing.TB, image string) *badDisk {
@@ -264,23 +256,24 @@ func newBadDisk(t testing.TB, image string) *badDisk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &badDisk{data: data, free: freeBlocks(t, image)}
-	dir := filepath.Join(t.TempDir(), "fuse")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	opts := &fusefs.Options{}
-	opts.DirectMountStrict, opts.FsName, opts.DisableXAttrs = true, "baddisk", true
-	server, err := fusefs.Mount(dir, &badRoot{disk: d}, opts)
+	d, free, dir := &badDisk{}, freeBlocks(t, image), filepath.Join(t.TempDir(), "fuse")
+	path, unmount, err := storagetest.MountFuseDisk(dir, data, &storagetest.FuseDisk{Write: func(off int64, b []byte) syscall.Errno {
+		end := off + int64(len(b))
+		if d.failing.Load() && slices.ContainsFunc(free, func(r [2]int64) bool { return off < r[1] && end > r[0] }) {
+			d.refused.Add(1)
+			return syscall.EIO
+		}
+		return 0
+	}})
 	if err != nil {
 		storagetest.CannotMount(t, "mounting FUSE: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := server.Unmount(); err != nil { // the loop device goes a moment later than its file system
+		if err := unmount(); err != nil { // the loop device goes a moment later than its file system
 			syscall.Unmount(dir, syscall.MNT_DETACH)
 		}
 	})
-	d.path = filepath.Join(dir, "disk")
+	d.path = path
 	return d
 }
 
@@ -305,54 +298,6 @@ func freeBlocks(t testing.TB, image string) (free [][2]int64) {
 	}
 	return free
 }
-
-type badRoot struct {
-	fusefs.Inode
-	disk *badDisk
-}
-
-func (r *badRoot) OnAdd(ctx context.Context) {
-	r.AddChild("disk", r.NewPersistentInode(ctx, r.disk, fusefs.StableAttr{Mode: fuse.S_IFREG}), false)
-}
-
-func (d *badDisk) Getattr(_ context.Context, _ fusefs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.Size, out.Mode = uint64(len(d.data)), fuse.S_IFREG|0o600
-	return 0
-}
-
-func (d *badDisk) Setattr(ctx context.Context, f fusefs.FileHandle, _ *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	return d.Getattr(ctx, f, out)
-}
-
-func (d *badDisk) Open(context.Context, uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
-	return nil, fuse.FOPEN_DIRECT_IO, 0
-}
-
-func (d *badDisk) Read(_ context.Context, _ fusefs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if off >= int64(len(d.data)) {
-		return fuse.ReadResultData(nil), 0
-	}
-	return fuse.ReadResultData(bytes.Clone(d.data[off:min(off+int64(len(dest)), int64(len(d.data)))])), 0
-}
-
-func (d *badDisk) Write(_ context.Context, _ fusefs.FileHandle, b []byte, off int64) (uint32, syscall.Errno) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	end := off + int64(len(b))
-	if end > int64(len(d.data)) {
-		return 0, syscall.EFBIG
-	}
-	if d.failing.Load() && slices.ContainsFunc(d.free, func(r [2]int64) bool { return off < r[1] && end > r[0] }) {
-		d.refused.Add(1)
-		return 0, syscall.EIO
-	}
-	copy(d.data[off:], b)
-	return uint32(len(b)), 0
-}
-
-func (d *badDisk) Fsync(context.Context, fusefs.FileHandle, uint32) syscall.Errno { return 0 }
 
 // TestFileSystemTurnsReadOnly: ext4 meets an error and makes itself read-only (mount option
 // errors=remount-ro, Debian's default for the root file system). Only a mount anew, and so

@@ -24,9 +24,6 @@ import (
 	"testing"
 	"time"
 
-	fusefs "github.com/hanwen/go-fuse/v2/fs"
-	"github.com/hanwen/go-fuse/v2/fuse"
-
 	"tailrace/storage"
 	"tailrace/storage/internal/durable"
 	"tailrace/storage/storagetest"
@@ -34,15 +31,13 @@ import (
 
 var blockImages = flag.Int("block-images", 30, "how many images of each file system are mounted after a power cut; 1000 is the long form")
 
-// blockDisk is a file in user space that stands for a disk. It records every write and
-// every flush in order, and between them what the workload was told.
+// blockDisk records every write and every flush of a disk in order, and between them what the
+// workload was told.
 type blockDisk struct {
-	fusefs.Inode
 	size int64
 
-	mu   sync.Mutex
-	data []byte
-	log  []blockEvent
+	mu  sync.Mutex
+	log []blockEvent
 }
 
 // blockEvent is a write (data is set), a flush, or a mark of the workload.
@@ -61,57 +56,10 @@ type blockMark struct {
 	start map[int]int64 // by partition: asked for
 }
 
-func (d *blockDisk) Getattr(_ context.Context, _ fusefs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.Size, out.Mode = uint64(d.size), fuse.S_IFREG|0o600
-	return 0
-}
-
-func (d *blockDisk) Setattr(ctx context.Context, f fusefs.FileHandle, _ *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	return d.Getattr(ctx, f, out)
-}
-
-func (d *blockDisk) Open(context.Context, uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
-	return nil, fuse.FOPEN_DIRECT_IO, 0
-}
-
-func (d *blockDisk) Read(_ context.Context, _ fusefs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if off >= d.size {
-		return fuse.ReadResultData(nil), 0
-	}
-	return fuse.ReadResultData(bytes.Clone(d.data[off:min(off+int64(len(dest)), d.size)])), 0
-}
-
-func (d *blockDisk) Write(_ context.Context, _ fusefs.FileHandle, b []byte, off int64) (uint32, syscall.Errno) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if off+int64(len(b)) > d.size {
-		return 0, syscall.ENOSPC
-	}
-	copy(d.data[off:], b)
-	d.log = append(d.log, blockEvent{at: off, data: bytes.Clone(b)})
-	return uint32(len(b)), 0
-}
-
-func (d *blockDisk) Fsync(context.Context, fusefs.FileHandle, uint32) syscall.Errno {
-	d.add(blockEvent{flush: true})
-	return 0
-}
-
 func (d *blockDisk) add(e blockEvent) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.log = append(d.log, e)
-}
-
-type blockRoot struct {
-	fusefs.Inode
-	disk *blockDisk
-}
-
-func (r *blockRoot) OnAdd(ctx context.Context) {
-	r.AddChild("disk", r.NewPersistentInode(ctx, r.disk, fusefs.StableAttr{Mode: fuse.S_IFREG}), false)
 }
 
 // run runs a program and gives its output with its failure.
@@ -262,19 +210,22 @@ func runBlocks(t *testing.T, sys blockSystem) {
 // recordBlocks makes a file system on a recording disk and lets a store work on it.
 func recordBlocks(t *testing.T, sys blockSystem, dir string, fsys storage.FS, begun func()) *blockDisk {
 	t.Helper()
-	d := &blockDisk{size: sys.size, data: make([]byte, sys.size)}
-	front, mnt := filepath.Join(dir, "fuse"), filepath.Join(dir, "mnt")
-	must(t, errors.Join(os.MkdirAll(front, 0o700), os.MkdirAll(mnt, 0o700)))
-	opts := &fusefs.Options{}
-	opts.DirectMountStrict, opts.FsName, opts.DisableXAttrs = true, "blockdisk", true
-	server, err := fusefs.Mount(front, &blockRoot{disk: d}, opts)
+	d := &blockDisk{size: sys.size}
+	mnt := filepath.Join(dir, "mnt")
+	must(t, os.MkdirAll(mnt, 0o700))
+	file, off, err := storagetest.MountFuseDisk(filepath.Join(dir, "fuse"), make([]byte, sys.size), &storagetest.FuseDisk{
+		Write: func(at int64, b []byte) syscall.Errno {
+			d.add(blockEvent{at: at, data: bytes.Clone(b)})
+			return 0
+		},
+		Flush: func() { d.add(blockEvent{flush: true}) },
+	})
 	must(t, err)
 	defer func() {
-		if err := server.Unmount(); err != nil {
+		if err := off(); err != nil {
 			t.Errorf("unmount the recorder: %v", err)
 		}
 	}()
-	file := filepath.Join(front, "disk")
 	must(t, run(sys.mkfs[0], append(sys.mkfs[1:], file)...))
 	must(t, run("mount", "-t", sys.name, "-o", sys.options, file, mnt))
 	defer func() { must(t, unmount(mnt)) }()
