@@ -29,7 +29,7 @@ func TestSettledLossIsNotDeclaredAgain(t *testing.T) {
 		r := entriesOf(mustRead(t, name))
 		damageFile(t, name, r[n][0]+60, []byte("rot"))
 		damageFile(t, filepath.Join(dir, "main", "index", filepath.Base(name)+".idx"), 0, []byte("rot"))
-		s, p = again()
+		s, _ = again()
 		rows := s.Losses()
 		if len(rows) != 1 || rows[0].To != rows[0].From+1 {
 			t.Fatalf("damage %d: rows %+v", n, rows)
@@ -41,7 +41,7 @@ func TestSettledLossIsNotDeclaredAgain(t *testing.T) {
 			t.Fatalf("settled, and there are %+v", rows)
 		}
 		s.Close()
-		s, p = again()
+		s, _ = again()
 		if rows := s.Losses(); len(rows) > 0 || repairs(s) != "" {
 			t.Fatalf("declared again: %+v, repaired %q", rows, repairs(s))
 		}

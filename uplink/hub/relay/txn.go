@@ -16,10 +16,7 @@ import (
 // transaction stores entries and what they make true of progress, in one transaction.
 func (g *generation) transaction(ctx context.Context, take []*entry) error {
 	lanes, order := g.lanes(take)
-	parts := []part{{g.r.cfg.ProgressTopic(), g.n}}
-	for _, p := range order {
-		parts = append(parts, p)
-	}
+	parts := append([]part{{g.r.cfg.ProgressTopic(), g.n}}, order...)
 	if err := g.add(ctx, parts, lanes); err != nil {
 		return err
 	}

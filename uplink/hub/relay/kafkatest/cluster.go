@@ -77,7 +77,7 @@ func Lib() (string, error) {
 	}
 	lib := filepath.Join(dir, "lib")
 	if _, err := os.Stat(lib); err != nil {
-		return "", fmt.Errorf("Kafka's jars are not set up, run .ci/kafka-clients: %w", err)
+		return "", fmt.Errorf("jars of Kafka are not set up, run .ci/kafka-clients: %w", err)
 	}
 	return lib, nil
 }
