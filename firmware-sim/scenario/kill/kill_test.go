@@ -56,14 +56,7 @@ func TestKillNodeAndHubLosesAndDoublesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("kill -9 %d times, seed %d (run again: -kills %d -kill-seed %d)", n, *seed, n, *seed)
-	t.Cleanup(func() {
-		for _, p := range []*proc{s.node, s.hub} {
-			_ = p.end(syscall.SIGKILL)
-			if t.Failed() {
-				t.Logf("---- the end of %s's log ----\n%s", p.name, lastLines(p.log.String(), 60))
-			}
-		}
-	})
+	s.endWith(t)
 	book, err := ledger.Create(filepath.Join(dir, "ledger"))
 	if err != nil {
 		t.Fatal(err)
@@ -297,6 +290,18 @@ func nodeRecords(ctx context.Context, s *site) (int64, error) {
 		n += p.HighWatermark
 	}
 	return n, nil
+}
+
+// endWith ends the daemons with the test, and shows the end of their logs when it failed.
+func (s *site) endWith(t *testing.T) {
+	t.Cleanup(func() {
+		for _, p := range []*proc{s.node, s.hub} {
+			_ = p.end(syscall.SIGKILL)
+			if t.Failed() {
+				t.Logf("---- the end of %s's log ----\n%s", p.name, lastLines(p.log.String(), 60))
+			}
+		}
+	})
 }
 
 func lastLines(s string, n int) string {

@@ -29,7 +29,7 @@ const modesConfig = `routes:
   - {topic: "raw/#", stream: raw}
   - {topic: "alarm/#", stream: alarm}
 topics:
-  - {match: live, mode: live-first, sketch: {window: 1s}}
+  - {match: live, mode: live-first}
   - {match: raw, mode: on-demand}
   - {match: alarm, priority: 1}
 `
@@ -46,14 +46,7 @@ func newModes(t *testing.T) *modes {
 		t.Fatalf("build tailrace: %v\n%s", err, out)
 	}
 	m.change("default:", modesConfig+"default:")
-	t.Cleanup(func() {
-		for _, p := range []*proc{s.node, s.hub} {
-			_ = p.end(syscall.SIGKILL)
-			if t.Failed() {
-				t.Logf("---- the end of %s's log ----\n%s", p.name, lastLines(p.log.String(), 60))
-			}
-		}
-	})
+	s.endWith(t)
 	m.start(s.hub)
 	m.start(s.node)
 	return m
@@ -150,7 +143,7 @@ func (m *modes) link() (used, left int64, held string) {
 }
 
 // The daemons as they are shipped, and the operator's command: a live-first topic over a
-// hub that was away, its sketch ahead, a topic on demand fetched from a node that is away,
+// hub that was away, a topic on demand fetched from a node that is away,
 // and a monthly budget that runs out.
 func TestModesAndBudgetsOfTheDaemons(t *testing.T) {
 	m := newModes(t)
