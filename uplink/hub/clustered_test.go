@@ -79,7 +79,7 @@ func TestTwoHubsOnAKafkaCluster(t *testing.T) {
 	addrB, _, _ := b.Addrs()
 	var sites []*site
 	for _, n := range names {
-		sites = append(sites, newSite(t, certDir, n, addrA, addrB))
+		sites = append(sites, newSite(t, certDir, n, addrA)) // who belongs to the other is sent there
 	}
 	total := 0
 	send := func(n int) {
@@ -97,7 +97,7 @@ func TestTwoHubsOnAKafkaCluster(t *testing.T) {
 	until(t, "every node is at one hub", func() bool {
 		getJSON(t, urlA+"/api/v1/nodes", &na)
 		getJSON(t, urlB+"/api/v1/nodes", &nb)
-		return len(na.Nodes)+len(nb.Nodes) == len(names)
+		return len(na.Nodes) > 0 && len(nb.Nodes) > 0 && len(na.Nodes)+len(nb.Nodes) == len(names)
 	})
 	for _, n := range append(na.Nodes, nb.Nodes...) {
 		if n.State != "connected" || n.Stored != 50 || n.LagRecords != 0 {
@@ -114,6 +114,10 @@ func TestTwoHubsOnAKafkaCluster(t *testing.T) {
 		if resp.StatusCode != http.StatusNotImplemented {
 			t.Errorf("GET %s: %s", path, resp.Status)
 		}
+	}
+	for _, s := range sites {
+		s.disconnect()
+		s.connect(certDir, addrA, addrB)
 	}
 	stopA()
 	send(300)

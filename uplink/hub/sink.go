@@ -9,6 +9,7 @@ import (
 
 	"tailrace/storage"
 	"tailrace/uplink"
+	"tailrace/uplink/hub/relay"
 	"tailrace/uplink/link"
 	"tailrace/uplink/wire"
 )
@@ -36,7 +37,12 @@ func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, er
 		return link.Plan{}, &link.RefuseError{Code: wire.CodeAuth, Message: fmt.Sprintf("node id %q: it has 1 to 249 of the characters a-z A-Z 0-9 . _ -", id)}
 	}
 	if err := s.h.central.serves(ctx, id); err != nil {
-		return link.Plan{}, &link.RefuseError{Code: wire.CodeUnavailable, Message: err.Error(), RetryAfter: time.Second / 2}
+		re := &link.RefuseError{Code: wire.CodeUnavailable, Message: err.Error(), RetryAfter: time.Second / 2}
+		var elsewhere *relay.NotHereError
+		if errors.As(err, &elsewhere) && elsewhere.Hub != "" {
+			re.Hubs, re.RetryAfter = []string{elsewhere.Hub}, 0
+		}
+		return link.Plan{}, re
 	}
 	t := &s.h.nodes
 	now := s.h.cfg.Now()

@@ -410,6 +410,10 @@ var errPathUp = errors.New("the path to the hub is back")
 func (d *dialer) failed(err error) {
 	d.failures++
 	d.at++
+	var re *RemoteError
+	if errors.As(err, &re) && len(re.hubs) > 0 { // two hubs that name each other are dialled ever more slowly all the same
+		d.hubs, d.at = append(re.hubs, d.c.cfg.Hubs...), 0
+	}
 	d.retryAfter(err)
 }
 

@@ -188,7 +188,11 @@ func (s *Server) connection(ctx context.Context, conn carrier) (run func() error
 // refuse says why before the connection closes, and lets the node close first: what
 // QUIC has not delivered when a connection closes is lost.
 func (s *Server) refuse(conn carrier, st controlStream, re *RefuseError) {
-	if _, err := sendMessages(st, nil, []wire.Message{&wire.Error{Code: re.Code, Message: clip(re.Message), RetryAfterMS: uint32(re.RetryAfter.Milliseconds())}}); err != nil {
+	var m wire.Message = &wire.Error{Code: re.Code, Message: clip(re.Message), RetryAfterMS: uint32(re.RetryAfter.Milliseconds())}
+	if len(re.Hubs) > 0 {
+		m = &wire.Drain{Reason: clip(re.Message), Hubs: re.Hubs, RetryAfterMS: uint32(re.RetryAfter.Milliseconds())}
+	}
+	if _, err := sendMessages(st, nil, []wire.Message{m}); err != nil {
 		return
 	}
 	st.Close()

@@ -133,7 +133,7 @@ func open(ctx context.Context, c *Client, conn carrier, hub string, sequence uin
 	case *wire.Error:
 		return nil, &RemoteError{Code: m.Code, Message: m.Message, RetryAfter: time.Duration(m.RetryAfterMS) * time.Millisecond}
 	case *wire.Drain:
-		return nil, &RemoteError{Code: wire.CodeOverload, Message: m.Reason, RetryAfter: time.Duration(m.RetryAfterMS) * time.Millisecond}
+		return nil, &RemoteError{Code: wire.CodeOverload, Message: m.Reason, RetryAfter: time.Duration(m.RetryAfterMS) * time.Millisecond, hubs: m.Hubs}
 	default:
 		return nil, fmt.Errorf("%w: message type %d where Welcome is expected", wire.ErrMalformed, m.Type())
 	}

@@ -82,6 +82,7 @@ type RefuseError struct {
 	Code       wire.Code
 	Message    string
 	RetryAfter time.Duration // 0 = the node decides
+	Hubs       []string      // host:port of hubs of the same store that will not refuse; the node goes there first
 }
 
 func (e *RefuseError) Error() string {

@@ -51,6 +51,8 @@ type RemoteError struct {
 	Code       wire.Code
 	Message    string
 	RetryAfter time.Duration
+
+	hubs []string // where to go instead
 }
 
 func (e *RemoteError) Error() string {
