@@ -235,7 +235,7 @@ func recordBlocks(t *testing.T, sys blockSystem, dir string, fsys storage.FS, be
 
 // unmount ends a mount, and the loop device with it.
 func unmount(mnt string) (err error) {
-	for range 50 {
+	for range 300 { // half a minute
 		if err = run("umount", mnt); err == nil {
 			return nil
 		}
