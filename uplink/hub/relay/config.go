@@ -45,7 +45,7 @@ type Config struct {
 	Logger *slog.Logger
 	Now    func() time.Time
 
-	hooks hooks // of tests
+	forget bool // planted by a test: progress is not written
 }
 
 // SASL is how the hub logs in at the cluster.
@@ -61,12 +61,6 @@ type TopicRule struct {
 	Partitions     int           // at least the number of shards; default the number of shards
 	Retention      time.Duration // 0 = kept for ever
 	RetentionBytes int64         // of a partition; 0 = no limit
-}
-
-// hooks are where tests stop or break a transaction.
-type hooks struct {
-	beforeCommit func(shard int32) error
-	forget       bool // planted: progress is not written
 }
 
 // ProgressTopic is the compacted topic of progress; one partition a shard.

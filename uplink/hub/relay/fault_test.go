@@ -26,7 +26,6 @@ type job struct {
 	Name    string
 	Shards  int
 	Nodes   int
-	Forget  bool // planted: progress is not written
 }
 
 // TestHubProcess is a hub process with its nodes: each goes on where the cluster's
@@ -42,7 +41,7 @@ func TestHubProcess(t *testing.T) {
 	}
 	ctx := context.Background()
 	r, err := Open(ctx, Config{Brokers: j.Brokers, Name: j.Name, Shards: j.Shards, Outage: time.Hour, Linger: 10 * time.Millisecond,
-		Topics: []TopicRule{{Match: "*"}}, LossRow: func(Loss) []byte { return []byte("{}") }, hooks: hooks{forget: j.Forget},
+		Topics: []TopicRule{{Match: "*"}}, LossRow: func(Loss) []byte { return []byte("{}") },
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		t.Fatal(err)
@@ -221,7 +220,7 @@ func TestExactlyOnceThroughKills(t *testing.T) {
 // records twice after a takeover, and the audit says so.
 func TestAuditSeesLostProgress(t *testing.T) {
 	f := newFleet(t, 1)
-	f.hooks.forget = true
+	f.forget = true
 	r := f.all(f.open())
 	o := f.origin(1)
 	f.adopt(r, o)

@@ -30,13 +30,8 @@ func (g *generation) transaction(ctx context.Context, take []*entry) error {
 		return err
 	}
 	progress := g.advance(take)
-	if !g.r.cfg.hooks.forget {
+	if !g.r.cfg.forget {
 		if err := g.write(ctx, part{g.r.cfg.ProgressTopic(), g.n}, progress); err != nil {
-			return err
-		}
-	}
-	if f := g.r.cfg.hooks.beforeCommit; f != nil {
-		if err := f(g.n); err != nil {
 			return err
 		}
 	}
