@@ -31,6 +31,7 @@ type committer struct {
 	commit    uint64 // number of the last commit
 	durable   uint64 // number of the last that was published
 	lastStart time.Time
+	rest      *time.Timer // of idle
 
 	group   []request
 	refused []error // per request of the group
@@ -112,11 +113,15 @@ func (c *committer) idle() {
 		<-c.l.wake
 		return
 	}
-	t := time.NewTimer(restAfter)
-	defer t.Stop()
+	if c.rest == nil {
+		c.rest = time.NewTimer(restAfter)
+	} else {
+		c.rest.Reset(restAfter)
+	}
+	defer c.rest.Stop()
 	select {
 	case <-c.l.wake:
-	case <-t.C:
+	case <-c.rest.C:
 		c.l.markTwin()
 		if c.l.twin.commit != c.durable { // it failed: not again and again
 			<-c.l.wake

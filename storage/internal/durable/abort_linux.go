@@ -51,6 +51,8 @@ func (j *journal) alive(f *os.File) error {
 	return nil
 }
 
+var abortValue = []byte{'1'} // never changed
+
 func (j *journal) ask(fd int) error {
 	if j.state.Load() == journalUnknown {
 		var st unix.Statfs_t
@@ -61,7 +63,7 @@ func (j *journal) ask(fd int) error {
 		j.state.Store(journalAsk)
 	}
 	for {
-		switch err := setxattr(fd, abortAttr, []byte{'1'}, unix.XATTR_REPLACE); err {
+		switch err := setxattr(fd, abortAttr, abortValue, unix.XATTR_REPLACE); err {
 		case unix.EINTR:
 			continue
 		case unix.EROFS, unix.EIO, unix.ENOMEM:
