@@ -55,3 +55,14 @@ func (s *Server) HoldTurns() (release func()) {
 		}
 	}
 }
+
+// Generation is that of the subscriptions.
+func (s *Server) Generation() uint64 { return s.subs.gen.Load() }
+
+// SendRetained does what follows a SUBACK, for a subscription made at generation since.
+func (s *Server) SendRetained(client, filter string, since uint64) {
+	s.mu.Lock()
+	ss := s.sessions[client]
+	s.mu.Unlock()
+	s.sendRetained(ss, filter, subscription{qos: 1}, since)
+}

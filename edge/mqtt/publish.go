@@ -215,6 +215,7 @@ func (c *conn) fanOut(b *burst, p *packet.Publish, e *topicEntry, now time.Time)
 	m := newMessage(e.name, p, now, c.ID)
 	if p.Retain {
 		kept := *m
+		kept.gen = e.gen
 		b.keep = append(b.keep, *s.keepRetained(b.backend(), e.name, &kept))
 	}
 	if len(e.direct) > 0 || len(e.shared) > 0 {

@@ -40,6 +40,7 @@ func (c *conn) keepBirth(b *burst, p *packet.Publish, e *topicEntry, now time.Ti
 	m.retain = false // live subscribers get it as what it is: new
 	if c.srv.subs.count.Load() > 0 {
 		m.direct, m.shared, m.gen = c.srv.subs.match(e.birth)
+		kept.gen = m.gen
 		if len(m.direct) > 0 || len(m.shared) > 0 {
 			b.msgs = append(b.msgs, m)
 		}

@@ -56,13 +56,15 @@ type subIndex struct {
 	shared topic.Tree[string, *group] // key: group name
 }
 
-// put adds or replaces a subscription and reports whether it was new.
-func (x *subIndex) put(ss *session, groupName, filter string, sub subscription) bool {
+// put adds or replaces a subscription. What is matched at the generation it returns, or at a
+// later one, is delivered to it.
+func (x *subIndex) put(ss *session, groupName, filter string, sub subscription) (gen uint64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	defer x.changed()
+	defer func() { gen = x.changed() }()
 	if groupName == "" {
-		return x.direct.Put(filter, ss, sub)
+		x.direct.Put(filter, ss, sub)
+		return
 	}
 	g, ok := x.shared.Get(filter, groupName)
 	if !ok {
@@ -78,14 +80,14 @@ func (x *subIndex) put(ss *session, groupName, filter string, sub subscription) 
 	for i := range g.members {
 		if g.members[i].ss == ss {
 			g.members[i] = t
-			return false
+			return
 		}
 	}
 	g.members = append(g.members, t)
 	ss.mu.Lock()
 	ss.groups = append(ss.groups, g)
 	ss.mu.Unlock()
-	return true
+	return
 }
 
 // groups are all shared subscriptions.
@@ -127,9 +129,9 @@ func (x *subIndex) remove(ss *session, groupName, filter string, ended bool) {
 }
 
 // changed is called with mu held.
-func (x *subIndex) changed() {
+func (x *subIndex) changed() uint64 {
 	x.count.Store(int64(x.direct.Len() + x.shared.Len()))
-	x.gen.Add(1)
+	return x.gen.Add(1)
 }
 
 func (x *subIndex) match(name string) (direct []target, shared []*group, gen uint64) {
@@ -188,6 +190,7 @@ func (c *conn) subscribe(head byte, body []byte) error {
 	type sendRetained struct {
 		filter string
 		sub    subscription
+		since  uint64
 	}
 	var sends []sendRetained
 	shared := false
@@ -238,11 +241,11 @@ func (c *conn) subscribe(head byte, body []byte) error {
 			codes[i] = packet.QuotaExceeded
 			continue
 		}
-		c.srv.subs.put(ss, name, plain, sub)
+		since := c.srv.subs.put(ss, name, plain, sub)
 		shared = shared || name != ""
 		codes[i] = packet.Code(f.QoS)
 		if name == "" && (f.RetainHandling == 0 || f.RetainHandling == 1 && !have) {
-			sends = append(sends, sendRetained{plain, sub})
+			sends = append(sends, sendRetained{plain, sub, since})
 		}
 	}
 	b := c.burst()
@@ -259,7 +262,7 @@ func (c *conn) subscribe(head byte, body []byte) error {
 			ss.kick() // it may have room for what waits for a shared subscription
 			ss.mu.Unlock()
 			for _, x := range sends {
-				c.srv.sendRetained(ss, x.filter, x.sub)
+				c.srv.sendRetained(ss, x.filter, x.sub, x.since)
 			}
 		}
 	}
@@ -337,14 +340,16 @@ func matching(subs map[string]subscription, since map[string]int64, off int64, m
 	return t, ok && t.qos > 0 && m.QoS > 0
 }
 
-func (s *Server) sendRetained(ss *session, filter string, sub subscription) {
+// sendRetained sends what was retained when the subscription was made, at generation since: what
+// came after goes to it as what it is, new.
+func (s *Server) sendRetained(ss *session, filter string, sub subscription, since uint64) {
 	var ids []uint32
 	if sub.id != 0 {
 		ids = []uint32{sub.id}
 	}
 	now := s.cfg.Now()
 	for _, m := range s.retained.match(filter) {
-		if !m.expired(now) {
+		if m.gen < since && !m.expired(now) {
 			ss.offer(outMsg{m: m, at: nowhere, qos: min(m.qos, sub.qos), retain: true, ids: ids})
 		}
 	}

@@ -48,6 +48,7 @@ func (s *Server) publishWill(c *Client, w *message, set func(Burst)) {
 		cp := *w
 		m = &cp
 		m.direct, m.shared, m.gen = s.subs.match(m.topic)
+		w.gen = m.gen
 	}
 	s.wg.Add(1)
 	s.willsBegun.Add(1)
