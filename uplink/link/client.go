@@ -284,9 +284,13 @@ func (d *dialer) socket() error {
 	return nil
 }
 
-func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
+func (d *dialer) dial(ctx context.Context, hub string) (s *session, err error) {
 	c := d.c
-	defer d.probed()
+	defer func() {
+		if err != nil {
+			d.probed()
+		} // else they go on until the hub has answered one: it drops what a whole fleet asks at once
+	}()
 	conn, err := d.connect(ctx, hub)
 	if err != nil {
 		return nil, err
@@ -294,7 +298,7 @@ func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.DialTimeout)
 	defer cancel()
 	c.sequence++
-	s, err := open(ctx, c, conn.carrier, hub, c.sequence, conn.again)
+	s, err = open(ctx, c, conn.carrier, hub, c.sequence, conn.again)
 	if err != nil {
 		conn.close(codeOf(err), clip(err.Error()))
 		return nil, err
@@ -309,9 +313,9 @@ func (d *dialer) dial(ctx context.Context, hub string) (*session, error) {
 // One that began while the path was down repeats itself ever more slowly: when a probe or an event of the network
 // finds the path back, it is begun anew, once. When the hub turns out to have restarted, it is given up: see restarted.
 func (d *dialer) handshake(ctx context.Context, hub string, conf *tls.Config, qc *quic.Config) (carrier, error) {
-	pctx, endProbe := context.WithTimeout(ctx, d.c.cfg.DialTimeout)
 	d.probed()
-	d.endProbe = endProbe // by dial: an answer that comes with the handshake counts, too
+	pctx, endProbe := context.WithTimeout(context.WithoutCancel(ctx), d.c.cfg.DialTimeout)
+	d.endProbe = endProbe // not here: an answer that comes later counts, too
 	tctx, stop := context.WithTimeout(ctx, d.c.cfg.DialTimeout)
 	defer stop()
 	up := probePath(pctx, d.tr, d.addr, d.c.cfg.Probe, d.c.cfg.Rand, &d.c.traffic)
@@ -460,6 +464,7 @@ func (d *dialer) ended(s *session) {
 // dial after a good session goes at once, unless the hub asked otherwise. It returns
 // early when the link came up or when beside makes progress again.
 func (d *dialer) pause(ctx context.Context, beside *session) {
+	d.probed()
 	now := time.Now()
 	var wait time.Duration
 	if d.failures > 0 {
@@ -518,6 +523,7 @@ func (d *dialer) pause(ctx context.Context, beside *session) {
 }
 
 func (d *dialer) close() {
+	d.probed()
 	if d.tr != nil {
 		d.tr.Close()
 		d.tr.Conn.Close()
