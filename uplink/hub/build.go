@@ -6,6 +6,7 @@ import (
 
 	"tailrace/storage"
 	"tailrace/storage/record"
+	"tailrace/uplink/hub/internal/saved"
 )
 
 // scratch holds the buffers of one build; the store copies what it is given.
@@ -80,10 +81,10 @@ func (st *stream) build(old progressValue, take []entry) (*storage.Append, progr
 		e.stats.batchesStored.Add(1)
 		e.stats.bytesStored.Add(int64(len(b)))
 	}
-	a.Set(storage.KindProgress, st.key.String(), encode(prog))
+	a.Set(storage.KindProgress, st.key.String(), saved.Encode(prog))
 	if !st.assign.durable.Load() {
 		k := assignKey{st.key.node, st.key.topic, st.key.partition}
-		a.Set(storage.KindAssign, k.String(), encode(st.assign.Assignment))
+		a.Set(storage.KindAssign, k.String(), saved.Encode(st.assign.Assignment))
 	}
 	return a, prog, rows, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"tailrace/storage/storehttp"
 	"tailrace/uplink"
+	"tailrace/uplink/hub/internal/saved"
 	"tailrace/uplink/hub/relay"
 	"tailrace/uplink/wire"
 )
@@ -84,13 +85,13 @@ func (c *clustered) acquired(_ int, notes map[string][]byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for id, note := range notes {
-		var saved savedNode
-		if err := decodeMode.Unmarshal(note, &saved); err != nil {
+		var node savedNode
+		if err := saved.Decode(note, &node); err != nil {
 			c.h.log.Warn("the description of a node does not decode", "node", id, "error", err)
 			continue
 		}
 		if n := t.get(id, c.h.cfg.Now()); n.sessions == 0 {
-			n.saved = saved
+			n.saved = node
 		}
 	}
 }

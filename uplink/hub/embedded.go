@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"tailrace/storage"
+	"tailrace/uplink/hub/internal/saved"
 	"tailrace/uplink/wire"
 )
 
@@ -142,7 +143,7 @@ func (e *Embedded) restore() error {
 		k, err := parseAssignKey(key)
 		a := &assignment{}
 		if err == nil {
-			err = decodeMode.Unmarshal(value, &a.Assignment)
+			err = saved.Decode(value, &a.Assignment)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("assignment %q: %w", key, err))
@@ -159,7 +160,7 @@ func (e *Embedded) restore() error {
 			return true
 		}
 		var list []wire.EpochInfo
-		if err := decodeMode.Unmarshal(value, &list); err != nil {
+		if err := saved.Decode(value, &list); err != nil {
 			errs = append(errs, fmt.Errorf("epochs of node %q: %w", node, err))
 		}
 		e.epochs[node] = list
@@ -169,7 +170,7 @@ func (e *Embedded) restore() error {
 		k, err := parseStreamKey(key)
 		var v progressValue
 		if err == nil {
-			err = decodeMode.Unmarshal(value, &v)
+			err = saved.Decode(value, &v)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("progress %q: %w", key, err))
@@ -217,7 +218,7 @@ func (e *Embedded) Adopt(ctx context.Context, node string, epochs []wire.EpochIn
 		return fmt.Errorf("node id %q: it has 1 to 249 of the characters a-z A-Z 0-9 . _ -", node)
 	}
 	a := e.store.NewAppend("")
-	a.Set(storage.KindRegistry, epochsPrefix+node, encode(epochs))
+	a.Set(storage.KindRegistry, epochsPrefix+node, saved.Encode(epochs))
 	if err := e.store.Commit(ctx, a); err != nil {
 		return fmt.Errorf("store the epochs of node %s: %w", node, err)
 	}
@@ -319,15 +320,9 @@ func (e *Embedded) newStream(k streamKey, a *assignment, base int64) *stream {
 // before anything runs).
 func (e *Embedded) base(k streamKey) (int64, error) {
 	for _, ep := range e.epochs[k.node] {
-		if ep.ID != k.epoch {
-			continue
+		if ep.ID == k.epoch {
+			return ep.First(k.topic, k.partition), nil
 		}
-		for _, f := range ep.Forks {
-			if f.Topic == k.topic && f.Partition == k.partition {
-				return f.Offset, nil
-			}
-		}
-		return 0, nil
 	}
 	return 0, fmt.Errorf("%s: %w", k.origin(), ErrUnknownEpoch)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tailrace/storage"
+	"tailrace/uplink/hub/internal/saved"
 	"tailrace/uplink/link"
 	"tailrace/uplink/wire"
 )
@@ -92,7 +93,7 @@ func newFetches(h *Hub) (*fetches, error) {
 			return true
 		}
 		f := &fetch{}
-		if e := decodeMode.Unmarshal(value, &f.savedFetch); e != nil {
+		if e := saved.Decode(value, &f.savedFetch); e != nil {
 			err = fmt.Errorf("registry entry %q: %w", key, e)
 			return false
 		}
@@ -344,7 +345,7 @@ func (x *fetches) forget() {
 // save writes a fetch; done, when not nil, hears when it is durable.
 func (x *fetches) save(f *savedFetch, done func(error)) {
 	a := x.h.store.NewAppend("")
-	a.Set(storage.KindRegistry, fetchPrefix+f.ID, encode(*f))
+	a.Set(storage.KindRegistry, fetchPrefix+f.ID, saved.Encode(*f))
 	x.h.store.Submit(a, func(_ *storage.Append, err error) {
 		if err != nil {
 			x.h.log.Warn("fetch not saved", "fetch", f.ID, "error", err)

@@ -330,7 +330,7 @@ func (h *Hub) here(node string) bool {
 // notEmbedded refuses to leave records behind: data_dir was that of an embedded hub.
 func (h *Hub) notEmbedded() error {
 	for _, t := range h.store.Topics() {
-		return fmt.Errorf("data_dir %s holds topics (%s …) of a hub that kept its records there: moving them to a cluster is not implemented; "+
+		return fmt.Errorf("data_dir %s holds topics (%s …) of a hub that kept its records there: moving them to a cluster cannot be done yet; "+
 			"name another data_dir, and keep this one for a hub without store.kafka", h.cfg.DataDir, t.Name())
 	}
 	return nil

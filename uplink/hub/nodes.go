@@ -10,6 +10,7 @@ import (
 
 	"tailrace/storage"
 	"tailrace/uplink"
+	"tailrace/uplink/hub/internal/saved"
 	"tailrace/uplink/link"
 	"tailrace/uplink/wire"
 )
@@ -115,7 +116,7 @@ func (h *Hub) loadNodes() error {
 			return true
 		}
 		n := &node{}
-		if e := decodeMode.Unmarshal(value, &n.saved); e != nil {
+		if e := saved.Decode(value, &n.saved); e != nil {
 			err = fmt.Errorf("registry entry %q: %w", key, e)
 			return false
 		}
@@ -134,7 +135,7 @@ func (h *Hub) saveNode(ctx context.Context, id string, wait bool) error {
 		return nil
 	}
 	n.savedAt = h.cfg.Now()
-	value := encode(n.saved)
+	value := saved.Encode(n.saved)
 	h.nodes.mu.Unlock()
 	return h.central.saveNote(ctx, id, value, wait)
 }

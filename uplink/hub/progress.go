@@ -5,8 +5,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"tailrace/uplink"
 	"tailrace/uplink/wire"
 )
@@ -69,33 +67,6 @@ type progressValue struct {
 	Stored     int64           `cbor:"5,keyasint,omitempty"`
 	BackNext   int64           `cbor:"6,keyasint,omitempty"` // one past the last offset stored in the companion topic
 	Backfilled int64           `cbor:"7,keyasint,omitempty"` // of Stored, in the companion topic
-}
-
-// canonical is deterministic CBOR (RFC 8949, 4.2.1).
-var canonical = func() cbor.EncMode {
-	m, err := cbor.CoreDetEncOptions().EncMode()
-	if err != nil {
-		panic("internal error: " + err.Error())
-	}
-	return m
-}()
-
-// decodeMode bounds what a damaged value can make us allocate and refuses
-// duplicate keys.
-var decodeMode = func() cbor.DecMode {
-	m, err := cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: 1 << 18, MaxMapPairs: 1 << 16, MaxNestedLevels: 16}.DecMode()
-	if err != nil {
-		panic("internal error: " + err.Error())
-	}
-	return m
-}()
-
-func encode(v any) []byte {
-	b, err := canonical.Marshal(v)
-	if err != nil { // our own types always encode
-		panic("internal error: " + err.Error())
-	}
-	return b
 }
 
 // assignKey names a node's partition, across its epochs.

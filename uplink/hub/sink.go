@@ -169,11 +169,11 @@ func (s sink) closeEpochs(ctx context.Context, id string, known []wire.EpochInfo
 	for _, p := range had {
 		from := int64(0)
 		if !v.fresh {
-			from = forkOf(v.adopt[len(known)], p.Topic, p.Partition)
+			from = v.adopt[len(known)].First(p.Topic, p.Partition)
 		}
 		to := p.Next
 		for k := len(known) - 1; k >= 0 && from < to; k-- { // each epoch what lay in it
-			begin := max(from, forkOf(known[k], p.Topic, p.Partition))
+			begin := max(from, known[k].First(p.Topic, p.Partition))
 			if begin >= to {
 				continue
 			}
@@ -258,15 +258,6 @@ func behind(inv wire.Inventory, progress []Progress) string {
 		}
 	}
 	return ""
-}
-
-func forkOf(ep wire.EpochInfo, topic string, partition int) int64 {
-	for _, f := range ep.Forks {
-		if f.Topic == topic && f.Partition == partition {
-			return f.Offset
-		}
-	}
-	return 0
 }
 
 // remedy tells the operator of a fenced node what to do; both logs stay as they are.

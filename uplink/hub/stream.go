@@ -90,7 +90,7 @@ func (e *Embedded) append(ctx context.Context, o wire.Origin, batches []byte, do
 	if e.stopping() {
 		return ErrStopped
 	}
-	list, err := split(batches)
+	list, err := record.Ascending(batches)
 	if err != nil {
 		return fmt.Errorf("%s: %w", o, err)
 	}
@@ -115,28 +115,6 @@ func (e *Embedded) append(ctx context.Context, o wire.Origin, batches []byte, do
 		return err
 	}
 	return nil
-}
-
-// split takes a concatenation apart and checks every batch.
-func split(b []byte) ([]record.Batch, error) {
-	var list []record.Batch
-	next := int64(-1)
-	for len(b) > 0 {
-		batch, rest, err := record.Next(b)
-		if err != nil {
-			return nil, err
-		}
-		if err := batch.Verify(); err != nil {
-			return nil, err
-		}
-		if batch.BaseOffset() < next {
-			return nil, fmt.Errorf("batch at offset %d follows offset %d: batches must ascend", batch.BaseOffset(), next)
-		}
-		next = batch.NextOffset()
-		list = append(list, batch)
-		b = rest
-	}
-	return list, nil
 }
 
 // enqueue puts what is new of list into the queue, all of it or nothing, and

@@ -55,6 +55,16 @@ type EpochInfo struct {
 	Forks  []ForkPoint `cbor:"4,keyasint,omitempty"` // where it starts, per partition; a partition not named starts at 0
 }
 
+// First is the epoch's first offset in a partition.
+func (e EpochInfo) First(topic string, partition int) int64 {
+	for _, f := range e.Forks {
+		if f.Topic == topic && f.Partition == partition {
+			return f.Offset
+		}
+	}
+	return 0
+}
+
 // ForkPoint is the first offset of an epoch in one partition.
 type ForkPoint struct {
 	Topic     string `cbor:"1,keyasint"`

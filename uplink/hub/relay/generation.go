@@ -14,6 +14,7 @@ import (
 
 	"tailrace/storage/record"
 	"tailrace/uplink"
+	"tailrace/uplink/hub/internal/saved"
 	"tailrace/uplink/wire"
 )
 
@@ -101,14 +102,14 @@ func (g *generation) restore(vals map[originKey]value, rec *kgo.Record) error {
 		var v value
 		if rec.Value == nil {
 			delete(vals, k)
-		} else if err := decMode.Unmarshal(rec.Value, &v); err != nil {
+		} else if err := saved.Decode(rec.Value, &v); err != nil {
 			return fail(err)
 		} else {
 			vals[k] = v
 		}
 	case strings.HasPrefix(key, keyEpochs):
 		var list []wire.EpochInfo
-		if err := decMode.Unmarshal(rec.Value, &list); err != nil {
+		if err := saved.Decode(rec.Value, &list); err != nil {
 			return fail(err)
 		}
 		g.epochs[key[len(keyEpochs):]] = list
@@ -124,15 +125,9 @@ func (g *generation) restore(vals map[originKey]value, rec *kgo.Record) error {
 // anything runs.
 func (g *generation) base(k originKey) (int64, error) {
 	for _, ep := range g.epochs[k.node] {
-		if ep.ID != k.epoch {
-			continue
+		if ep.ID == k.epoch {
+			return ep.First(k.topic, k.partition), nil
 		}
-		for _, f := range ep.Forks {
-			if f.Topic == k.topic && f.Partition == k.partition {
-				return f.Offset, nil
-			}
-		}
-		return 0, nil
 	}
 	return 0, fmt.Errorf("%s: %w", k.origin(), ErrUnknownEpoch)
 }
@@ -372,7 +367,7 @@ func (g *generation) apply(e *entry) {
 	switch {
 	case strings.HasPrefix(e.key, keyEpochs):
 		var list []wire.EpochInfo
-		if decMode.Unmarshal(e.value, &list) == nil { // encoded here
+		if saved.Decode(e.value, &list) == nil { // encoded here
 			g.epochs[e.key[len(keyEpochs):]] = list
 		}
 	case strings.HasPrefix(e.key, keyNote):

@@ -17,7 +17,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"golang.org/x/sync/semaphore"
 
+	"tailrace/storage/record"
 	"tailrace/uplink"
+	"tailrace/uplink/hub/internal/saved"
 	"tailrace/uplink/wire"
 )
 
@@ -281,7 +283,7 @@ func (r *Relay) Append(ctx context.Context, o wire.Origin, batches []byte, done 
 }
 
 func (r *Relay) append(ctx context.Context, o wire.Origin, batches []byte, done func(held uplink.RangeSet, err error)) error {
-	list, err := split(batches)
+	list, err := record.Ascending(batches)
 	if err != nil {
 		return fmt.Errorf("%s: %w", o, err)
 	}
@@ -361,7 +363,7 @@ func (r *Relay) Adopt(ctx context.Context, node string, epochs []wire.EpochInfo)
 			return fmt.Errorf("node %s: epoch %s is missing among those to adopt", node, k.ID)
 		}
 	}
-	return r.putKey(ctx, node, keyEpochs+node, encode(epochs), true)
+	return r.putKey(ctx, node, keyEpochs+node, saved.Encode(epochs), true)
 }
 
 // PutNote stores what describes a node. wait = until it is committed.

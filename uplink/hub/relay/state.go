@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"tailrace/storage/record"
 	"tailrace/uplink"
 	"tailrace/uplink/wire"
@@ -66,30 +64,6 @@ type value struct {
 	BackNext   int64           `cbor:"6,keyasint,omitempty"` // one past the last offset stored in the companion topic
 	Backfilled int64           `cbor:"7,keyasint,omitempty"` // of Stored, in the companion topic
 	Partition  int32           `cbor:"8,keyasint"`           // of the topic in the cluster
-}
-
-var encMode = func() cbor.EncMode {
-	m, err := cbor.CoreDetEncOptions().EncMode()
-	if err != nil {
-		panic("internal error: " + err.Error())
-	}
-	return m
-}()
-
-var decMode = func() cbor.DecMode {
-	m, err := cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: 1 << 18, MaxMapPairs: 1 << 16, MaxNestedLevels: 16}.DecMode()
-	if err != nil {
-		panic("internal error: " + err.Error())
-	}
-	return m
-}()
-
-func encode(v any) []byte {
-	b, err := encMode.Marshal(v)
-	if err != nil { // our own types always encode
-		panic("internal error: " + err.Error())
-	}
-	return b
 }
 
 // Order is what a node's partition demands of the ranges that come.
@@ -207,28 +181,6 @@ func (st *stream) entries(order Order, list []record.Batch, asked, ready bool) (
 	}
 	st.pend, st.top, st.back = pend, top, back
 	return add, nil
-}
-
-// split takes a concatenation apart and checks every batch.
-func split(b []byte) ([]record.Batch, error) {
-	var list []record.Batch
-	next := int64(-1)
-	for len(b) > 0 {
-		batch, rest, err := record.Next(b)
-		if err != nil {
-			return nil, err
-		}
-		if err := batch.Verify(); err != nil {
-			return nil, err
-		}
-		if batch.BaseOffset() < next {
-			return nil, fmt.Errorf("batch at offset %d follows offset %d: batches must ascend", batch.BaseOffset(), next)
-		}
-		next = batch.NextOffset()
-		list = append(list, batch)
-		b = rest
-	}
-	return list, nil
 }
 
 // entry is what waits for a transaction: a batch, a range declared lost, or a key of the

@@ -10,6 +10,7 @@ import (
 
 	"tailrace/storage/record"
 	"tailrace/uplink"
+	"tailrace/uplink/hub/internal/saved"
 	"tailrace/uplink/wire"
 )
 
@@ -369,7 +370,7 @@ func (g *generation) advance(take []*entry) []keyed {
 		}
 	}
 	for _, st := range touched {
-		list = append(list, keyed{keyProgress + st.key.String(), encode(st.next)})
+		list = append(list, keyed{keyProgress + st.key.String(), saved.Encode(st.next)})
 	}
 	return list
 }
