@@ -9,22 +9,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestJournalIsAsked with a call that writes nothing, every time; what says that there is
-// none to ask ends the asking and is no failure.
+// TestJournalIsAsked with calls that write nothing, every time; what says that there is
+// none to ask ends the asking and is no failure. An access list that is there stays.
 func TestJournalIsAsked(t *testing.T) {
-	defer func(f func(int, string, []byte, int) error) { setxattr = f }(setxattr)
+	defer func(g func(int, string, []byte) (int, error), r func(int, string) error, s func(int, string, []byte, int) error) {
+		getxattr, removexattr, setxattr = g, r, s
+	}(getxattr, removexattr, setxattr)
+	const none, unable = "none", "unable"
 	for _, tc := range []struct {
-		says  error
-		dead  bool
-		asked int // in two times
+		list          string // "": the file has an access list
+		says          error
+		dead          bool
+		removed, sets int // questions in two times
 	}{
-		{unix.ENODATA, false, 2},
-		{nil, false, 2},
-		{unix.EROFS, true, 2},
-		{unix.EIO, true, 2},
-		{unix.ENOMEM, true, 2},
-		{unix.EOPNOTSUPP, false, 1},
-		{unix.EPERM, false, 1},
+		{none, unix.ENODATA, false, 2, 0},
+		{none, nil, false, 2, 0},
+		{none, unix.EROFS, true, 2, 0},
+		{none, unix.EIO, true, 2, 0},
+		{none, unix.ENOMEM, true, 2, 0},
+		{none, unix.EPERM, false, 1, 1},
+		{"", unix.ENODATA, false, 0, 2},
+		{"", unix.EROFS, true, 0, 2},
+		{unable, unix.ENODATA, false, 0, 2},
+		{unable, nil, false, 0, 2},
+		{unable, unix.EROFS, true, 0, 2},
+		{unable, unix.EIO, true, 0, 2},
+		{unable, unix.ENOMEM, true, 0, 2},
+		{unable, unix.EOPNOTSUPP, false, 0, 1},
+		{unable, unix.EPERM, false, 0, 1},
 	} {
 		file, err := os.Create(filepath.Join(t.TempDir(), "f"))
 		if err != nil {
@@ -33,24 +45,40 @@ func TestJournalIsAsked(t *testing.T) {
 		defer file.Close()
 		f := osFile{file, new(journal)}
 		f.journal.state.Store(journalAsk) // as on ext4
-		asked, interrupted := 0, false
-		setxattr = func(fd int, _ string, _ []byte, flags int) error {
-			if fd != int(file.Fd()) || flags != unix.XATTR_REPLACE {
-				t.Errorf("asked for %d with %d", fd, flags)
+		removed, sets, interrupted := 0, 0, false
+		answer := func(fd int, n *int) error {
+			if fd != int(file.Fd()) {
+				t.Errorf("asked for %d", fd)
 			}
 			if interrupted = !interrupted; interrupted {
 				return unix.EINTR
 			}
-			asked++
+			*n++
 			return tc.says
+		}
+		getxattr = func(_ int, name string, _ []byte) (int, error) {
+			switch tc.list {
+			case none:
+				return 0, unix.ENODATA
+			case unable:
+				return 0, unix.EOPNOTSUPP
+			}
+			return 44, nil
+		}
+		removexattr = func(fd int, name string) error { return answer(fd, &removed) }
+		setxattr = func(fd int, _ string, _ []byte, flags int) error {
+			if flags != unix.XATTR_REPLACE {
+				t.Errorf("asked with %d", flags)
+			}
+			return answer(fd, &sets)
 		}
 		for range 2 {
 			if err := f.JournalAlive(); (err != nil) != tc.dead || tc.dead && !errors.Is(err, tc.says) {
-				t.Errorf("%v: %v", tc.says, err)
+				t.Errorf("list %q, %v: %v", tc.list, tc.says, err)
 			}
 		}
-		if asked != tc.asked {
-			t.Errorf("%v: asked %d times, want %d", tc.says, asked, tc.asked)
+		if removed != tc.removed || sets != tc.sets {
+			t.Errorf("list %q, %v: asked %d and %d times, want %d and %d", tc.list, tc.says, removed, sets, tc.removed, tc.sets)
 		}
 	}
 }
@@ -73,8 +101,8 @@ func TestJournalIsAskedOnExt4Only(t *testing.T) {
 		}
 	}
 	file := f.(osFile)
-	if asks := file.journal.state.Load() == journalAsk; asks != (st.Type == ext4Magic) {
-		t.Errorf("asks: %v, on a file system of type %#x", asks, st.Type)
+	if state := file.journal.state.Load(); (state == journalAsk || state == journalAskAttr) != (st.Type == ext4Magic) {
+		t.Errorf("asks: %d, on a file system of type %#x", state, st.Type)
 	}
 	if n, err := unix.Flistxattr(int(file.Fd()), nil); n > 0 {
 		t.Errorf("%d bytes of attributes, %v", n, err)
