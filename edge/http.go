@@ -7,7 +7,6 @@ import (
 	"strconv"
 
 	"tailrace/devices"
-	"tailrace/storage"
 	"tailrace/storage/storehttp"
 )
 
@@ -24,11 +23,15 @@ import (
 func (n *Node) handler() (http.Handler, error) {
 	topics, err := storehttp.New(storehttp.Config{
 		Store: n.store, Logger: n.logger, MaxRecordBytes: int(n.cfg.MQTT.MaxRecordSize), Now: n.cfg.Now,
-		Create: func(_ context.Context, topic string) (*storage.Topic, error) {
+		Create: func(_ context.Context, topic string) (storehttp.Topic, error) {
 			if err := devices.CheckStreamName(topic); err != nil {
 				return nil, &storehttp.Error{Status: http.StatusBadRequest, Code: "bad_topic", Message: err.Error()}
 			}
-			return n.streams.create(topic)
+			t, err := n.streams.create(topic)
+			if err != nil {
+				return nil, err
+			}
+			return storehttp.OfTopic(t), nil
 		},
 	})
 	if err != nil {

@@ -15,7 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"tailrace/storage"
 	"tailrace/storage/record"
 )
 
@@ -40,15 +39,6 @@ type inputHeader struct {
 	Key           string  `json:"key"`
 	Value         *string `json:"value"`
 	ValueEncoding string  `json:"value_encoding"`
-}
-
-// item is a checked record.
-type item struct {
-	partition int // -1 = by key, or in turn
-	timestamp int64
-	key       []byte
-	value     []byte
-	headers   []record.Header
 }
 
 // Produced answers a POST: where each record is, in the order given.
@@ -84,8 +74,11 @@ func (h *Handler) produceBody(w http.ResponseWriter, r *http.Request) (*Produced
 	if Internal(name) {
 		return nil, &Error{Status: http.StatusForbidden, Code: "internal_topic", Message: fmt.Sprintf("topic %q is written by Tailrace only", name)}
 	}
-	t, ok := h.store.Topic(name)
-	if !ok && h.cfg.Create == nil {
+	t, err := h.log.Topic(r.Context(), name)
+	if err != nil {
+		return nil, err
+	}
+	if t == nil && h.cfg.Create == nil {
 		return nil, unknownTopic(name)
 	}
 	rc := http.NewResponseController(w)
@@ -107,7 +100,7 @@ func (h *Handler) produceBody(w http.ResponseWriter, r *http.Request) (*Produced
 	if len(items) == 0 {
 		return nil, badRequest("no_records", "the request holds no records")
 	}
-	if !ok {
+	if t == nil {
 		if t, err = h.cfg.Create(r.Context(), name); err != nil {
 			return nil, err
 		}
@@ -117,48 +110,42 @@ func (h *Handler) produceBody(w http.ResponseWriter, r *http.Request) (*Produced
 
 var turn atomic.Uint32 // spreads records without key and partition; any start is as good
 
-func (h *Handler) commit(ctx context.Context, t *storage.Topic, items []item) (*Produced, error) {
-	parts := t.Partitions()
-	if len(parts) == 0 {
+func (h *Handler) commit(ctx context.Context, t Topic, items []Item) (*Produced, error) {
+	parts := len(t.Parts())
+	if parts == 0 {
 		return nil, unknownTopic(t.Name())
 	}
-	resp := &Produced{Records: make([]ProducedRecord, len(items))}
-	a := h.store.NewAppend(t.Config().Class)
-	keyless := int(turn.Add(1)) % len(parts) // one partition per request keeps its records together
+	keyless := int(turn.Add(1)) % parts // one partition per request keeps its records together
 	compacted := t.Compacted()
 	for i := range items {
 		it := &items[i]
-		if compacted && it.key == nil {
+		if compacted && it.Key == nil {
 			return nil, &Error{Status: http.StatusUnprocessableEntity, Code: "no_key", Line: i + 1,
 				Message: fmt.Sprintf("record %d has no key, and topic %s is compacted (cleanup.policy)", i+1, t.Name())}
 		}
-		n := it.partition
 		switch {
-		case n < 0 && it.key != nil:
-			n = PartitionForKey(it.key, len(parts))
-		case n < 0:
-			n = keyless
-		case n >= len(parts):
+		case it.Partition < 0 && it.Key != nil:
+			it.Partition = PartitionForKey(it.Key, parts)
+		case it.Partition < 0:
+			it.Partition = keyless
+		case it.Partition >= parts:
 			return nil, &Error{Status: http.StatusNotFound, Code: "unknown_partition", Line: i + 1,
-				Message: fmt.Sprintf("record %d: topic %s has no partition %d", i+1, t.Name(), n)}
+				Message: fmt.Sprintf("record %d: topic %s has no partition %d", i+1, t.Name(), it.Partition)}
 		}
-		if err := a.Record(parts[n], it.timestamp, it.key, it.value, it.headers); err != nil {
-			return nil, err
-		}
-		resp.Records[i] = ProducedRecord{Partition: n, Timestamp: it.timestamp}
 	}
-	if err := h.store.Commit(ctx, a); err != nil {
+	if err := h.log.Append(ctx, t, items); err != nil {
 		return nil, err
 	}
-	for i := range items {
-		resp.Records[i].Offset = a.Base(i)
+	resp := &Produced{Records: make([]ProducedRecord, len(items))}
+	for i, it := range items {
+		resp.Records[i] = ProducedRecord{it.Partition, it.Offset, it.Timestamp}
 	}
 	return resp, nil
 }
 
 // parseBody reads records as the content type says: JSON with "records", one
 // JSON object a line, or any other type: the body is one record's value.
-func (h *Handler) parseBody(r *http.Request, body []byte) ([]item, error) {
+func (h *Handler) parseBody(r *http.Request, body []byte) ([]Item, error) {
 	ct := r.Header.Get("Content-Type")
 	media, _, err := mime.ParseMediaType(ct)
 	if err != nil && ct != "" {
@@ -177,7 +164,7 @@ func (h *Handler) parseBody(r *http.Request, body []byte) ([]item, error) {
 		if len(doc.Records) > h.cfg.MaxRecords {
 			return nil, h.tooMany()
 		}
-		items := make([]item, 0, len(doc.Records))
+		items := make([]Item, 0, len(doc.Records))
 		for i, raw := range doc.Records {
 			it, err := h.parseItem(raw)
 			if err != nil {
@@ -187,7 +174,7 @@ func (h *Handler) parseBody(r *http.Request, body []byte) ([]item, error) {
 		}
 		return items, h.checkSizes(items)
 	case "application/x-ndjson", "application/jsonl", "application/x-jsonlines":
-		var items []item
+		var items []Item
 		sc := bufio.NewScanner(bytes.NewReader(body))
 		sc.Buffer(nil, len(body)+1)
 		for line := 1; sc.Scan(); line++ {
@@ -207,25 +194,25 @@ func (h *Handler) parseBody(r *http.Request, body []byte) ([]item, error) {
 		}
 		return items, h.checkSizes(items)
 	}
-	it := item{partition: -1, timestamp: h.cfg.Now().UnixMilli(), value: body}
+	it := Item{Partition: -1, Timestamp: h.cfg.Now().UnixMilli(), Value: body}
 	v := r.URL.Query()
 	if v.Has("key") {
-		it.key = []byte(v.Get("key"))
+		it.Key = []byte(v.Get("key"))
 	}
 	if s := v.Get("partition"); s != "" {
-		if it.partition, err = strconv.Atoi(s); err != nil || it.partition < 0 {
+		if it.Partition, err = strconv.Atoi(s); err != nil || it.Partition < 0 {
 			return nil, badRequest("bad_partition", "partition %q is not a number", s)
 		}
 	}
 	if s := v.Get("timestamp"); s != "" {
-		if it.timestamp, err = ParseTime("timestamp", s); err != nil {
+		if it.Timestamp, err = ParseTime("timestamp", s); err != nil {
 			return nil, err
 		}
 	}
 	if media != "" {
-		it.headers = []record.Header{{Key: "content-type", Value: []byte(ct)}}
+		it.Headers = []record.Header{{Key: "content-type", Value: []byte(ct)}}
 	}
-	items := []item{it}
+	items := []Item{it}
 	return items, h.checkSizes(items)
 }
 
@@ -237,11 +224,11 @@ func (h *Handler) tooMany() error {
 // maxTime is the last millisecond of the year 9999, which RFC 3339 can still write.
 const maxRecordTime = 253402300799999
 
-func (h *Handler) checkSizes(items []item) error {
+func (h *Handler) checkSizes(items []Item) error {
 	for i := range items {
 		it := &items[i]
-		n := len(it.key) + len(it.value)
-		for _, hd := range it.headers {
+		n := len(it.Key) + len(it.Value)
+		for _, hd := range it.Headers {
 			if hd.Key == originHeader {
 				return badRequest("reserved_header", "record %d: header %q names a record's origin and is written by nodes only", i+1, originHeader)
 			}
@@ -251,29 +238,29 @@ func (h *Handler) checkSizes(items []item) error {
 			return &Error{Status: http.StatusRequestEntityTooLarge, Code: "record_too_large",
 				Message: fmt.Sprintf("record %d has %d bytes, the limit is %d", i+1, n, h.cfg.MaxRecordBytes)}
 		}
-		if it.timestamp < 0 || it.timestamp > maxRecordTime {
-			return badRequest("bad_time", "record %d: timestamp %d is outside the years 1970 to 9999", i+1, it.timestamp)
+		if it.Timestamp < 0 || it.Timestamp > maxRecordTime {
+			return badRequest("bad_time", "record %d: timestamp %d is outside the years 1970 to 9999", i+1, it.Timestamp)
 		}
 	}
 	return nil
 }
 
-func (h *Handler) parseItem(raw []byte) (item, error) {
+func (h *Handler) parseItem(raw []byte) (Item, error) {
 	var in input
-	it := item{partition: -1, timestamp: h.cfg.Now().UnixMilli()}
+	it := Item{Partition: -1, Timestamp: h.cfg.Now().UnixMilli()}
 	if err := strict(raw, &in); err != nil {
 		return it, err
 	}
 	var err error
 	if in.Key != nil {
-		if it.key, err = decodeText(*in.Key, in.KeyEncoding); err != nil {
+		if it.Key, err = decodeText(*in.Key, in.KeyEncoding); err != nil {
 			return it, fmt.Errorf("key: %w", err)
 		}
 	}
-	if it.value, err = decodeValue(in.Value, in.ValueEncoding); err != nil {
+	if it.Value, err = decodeValue(in.Value, in.ValueEncoding); err != nil {
 		return it, fmt.Errorf("value: %w", err)
 	}
-	if it.headers, err = decodeHeaders(in.Headers); err != nil {
+	if it.Headers, err = decodeHeaders(in.Headers); err != nil {
 		return it, fmt.Errorf("headers: %w", err)
 	}
 	if len(in.Timestamp) > 0 && string(in.Timestamp) != "null" {
@@ -283,13 +270,13 @@ func (h *Handler) parseItem(raw []byte) (item, error) {
 				return it, err
 			}
 		}
-		if it.timestamp, err = ParseTime("timestamp", s); err != nil {
+		if it.Timestamp, err = ParseTime("timestamp", s); err != nil {
 			return it, err
 		}
 	}
 	if in.Partition != nil {
-		if it.partition = *in.Partition; it.partition < 0 {
-			return it, fmt.Errorf("partition %d is negative", it.partition)
+		if it.Partition = *in.Partition; it.Partition < 0 {
+			return it, fmt.Errorf("partition %d is negative", it.Partition)
 		}
 	}
 	return it, nil

@@ -6,14 +6,12 @@ import (
 	"net/url"
 	"strconv"
 	"time"
-
-	"tailrace/storage"
 )
 
 // query is a parsed record query or tail.
 type query struct {
-	topic      *storage.Topic
-	partitions []*storage.Partition
+	topic      Topic
+	partitions []Partition
 	from, to   bound // offsets, to exclusive
 	fromTime   int64 // ms, inclusive; math.MinInt64 = none
 	toTime     int64 // ms, exclusive; math.MaxInt64 = none
@@ -39,7 +37,7 @@ var queryParams = map[string]bool{"partition": true, "from": true, "to": true, "
 
 // parseQuery reads the parameters; a misspelt one is an error, because a filter
 // that silently does nothing answers the wrong question.
-func parseQuery(t *storage.Topic, r *http.Request) (*query, error) {
+func parseQuery(t Topic, r *http.Request) (*query, error) {
 	v, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, badRequest("bad_query", "the query string does not parse: %v", err)
@@ -51,19 +49,15 @@ func parseQuery(t *storage.Topic, r *http.Request) (*query, error) {
 			return nil, e
 		}
 	}
-	q := &query{topic: t, partitions: t.Partitions(), fromTime: math.MinInt64, toTime: math.MaxInt64,
+	q := &query{topic: t, partitions: t.Parts(), fromTime: math.MinInt64, toTime: math.MaxInt64,
 		limit: 1000, format: "ndjson", delimiter: "\n"}
 	if s := v.Get("partition"); s != "" {
 		n, err := strconv.Atoi(s)
-		var p *storage.Partition
-		if err == nil && n >= 0 {
-			p = t.Partition(n)
-		}
-		if p == nil {
+		if err != nil || n < 0 || n >= len(q.partitions) {
 			return nil, &Error{Status: http.StatusNotFound, Code: "unknown_partition",
 				Message: "topic " + t.Name() + " has no partition " + strconv.Quote(s)}
 		}
-		q.partitions = []*storage.Partition{p}
+		q.partitions = q.partitions[n : n+1]
 	}
 	if q.from, err = parseBound("from", v.Get("from")); err != nil {
 		return nil, err
@@ -128,7 +122,7 @@ func (b bound) absolute() bool { return b.set && !b.earliest && !b.latest && b.n
 
 // resolve turns the bound into an offset of p. Counting back stops at the log
 // start; an absolute offset outside [start, high watermark] is refused.
-func (b bound) resolve(p *storage.Partition, absent int64) (int64, error) {
+func (b bound) resolve(p Partition, absent int64) (int64, error) {
 	start, hw := p.Start(), p.HighWatermark()
 	switch {
 	case !b.set:
@@ -145,7 +139,7 @@ func (b bound) resolve(p *storage.Partition, absent int64) (int64, error) {
 	return b.n, nil
 }
 
-func offsetOutOfRange(p *storage.Partition, off int64) *Error {
+func offsetOutOfRange(p Partition, off int64) *Error {
 	start, hw := p.Start(), p.HighWatermark()
 	e := &Error{Status: http.StatusRequestedRangeNotSatisfiable, Code: "offset_out_of_range", Start: &start, HighWatermark: &hw,
 		Hint: "leave from out to begin at the first offset that is kept"}

@@ -27,7 +27,7 @@ type scanner struct {
 // scan calls f for each matching record of p in [from, to) in offset order and
 // returns the offset after the last record it looked at. f returns false to stop.
 // Records below the log start (retention moved on meanwhile) are skipped.
-func (s *scanner) scan(ctx context.Context, p *storage.Partition, from, to int64, f func(*record.Record, *Position) bool) (int64, error) {
+func (s *scanner) scan(ctx context.Context, p Partition, from, to int64, f func(*record.Record, *Position) bool) (int64, error) {
 	for from < to {
 		if err := ctx.Err(); err != nil {
 			return from, err
@@ -40,7 +40,7 @@ func (s *scanner) scan(ctx context.Context, p *storage.Partition, from, to int64
 		if err != nil {
 			return from, fmt.Errorf("read partition %d at offset %d: %w", p.Index(), from, err)
 		}
-		if len(out) == 0 || next <= from {
+		if next <= from {
 			return from, nil
 		}
 		s.buf = out
@@ -62,7 +62,7 @@ func (s *scanner) scan(ctx context.Context, p *storage.Partition, from, to int64
 	return from, nil
 }
 
-func (s *scanner) batch(p *storage.Partition, b record.Batch, from, to int64, f func(*record.Record, *Position) bool) (stop bool, err error) {
+func (s *scanner) batch(p Partition, b record.Batch, from, to int64, f func(*record.Record, *Position) bool) (stop bool, err error) {
 	if b.Attributes()&record.AttrControl != 0 || b.MaxTimestamp() < s.q.fromTime || b.NextOffset() <= from {
 		return false, nil
 	}
@@ -144,7 +144,7 @@ func (h *Handler) records(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	type part struct {
-		p        *storage.Partition
+		p        Partition
 		from, to int64
 	}
 	var parts []part

@@ -30,13 +30,14 @@ import (
 // Config says what is served and how much of it at once.
 type Config struct {
 	Store  *storage.Store
+	Log    Log          // instead of Store
 	Logger *slog.Logger // nil = discard
 
 	// ReadOnly leaves the POST route out.
 	ReadOnly bool
 	// Create makes a topic that a POST names and that does not exist.
 	// nil: such a POST is refused with 404.
-	Create func(ctx context.Context, topic string) (*storage.Topic, error)
+	Create func(ctx context.Context, topic string) (Topic, error)
 
 	MaxBodyBytes   int64         // of a POST; default 8 MiB
 	MaxRecordBytes int           // key, value and headers of one record; default 1 MiB
@@ -76,7 +77,7 @@ func def[T int | int64 | time.Duration](p *T, v T) {
 // Handler serves the API. Make it with New.
 type Handler struct {
 	cfg     Config
-	store   *storage.Store
+	log     Log
 	mux     *http.ServeMux
 	readers chan struct{} // one token per running query or tail; capacity MaxReaders
 	origin  *http.CrossOriginProtection
@@ -94,12 +95,15 @@ type counters struct {
 
 // New checks the configuration and returns the handler.
 func New(c Config) (*Handler, error) {
-	if c.Store == nil {
-		return nil, errors.New("storehttp: Config.Store is required")
+	if c.Log == nil {
+		if c.Store == nil {
+			return nil, errors.New("storehttp: Config.Store is required")
+		}
+		c.Log = OfStore(c.Store)
 	}
 	c = c.withDefaults()
 	h := &Handler{
-		cfg: c, store: c.Store, mux: http.NewServeMux(),
+		cfg: c, log: c.Log, mux: http.NewServeMux(),
 		readers: make(chan struct{}, c.MaxReaders),
 		origin:  http.NewCrossOriginProtection(),
 	}
@@ -140,11 +144,14 @@ func (h *Handler) enter(w http.ResponseWriter) bool {
 func (h *Handler) leave() { <-h.readers }
 
 // lookup finds the topic of the path or answers 404.
-func (h *Handler) lookup(w http.ResponseWriter, r *http.Request) *storage.Topic {
+func (h *Handler) lookup(w http.ResponseWriter, r *http.Request) Topic {
 	name := r.PathValue("topic")
-	t, ok := h.store.Topic(name)
-	if !ok {
-		WriteError(w, unknownTopic(name))
+	t, err := h.log.Topic(r.Context(), name)
+	if err == nil && t == nil {
+		err = unknownTopic(name)
+	}
+	if err != nil {
+		WriteError(w, storeError(err))
 		return nil
 	}
 	return t

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"tailrace/storage"
 	"tailrace/storage/record"
 )
 
@@ -130,7 +129,7 @@ func (h *Handler) drain(ctx context.Context, out *answer, s *scanner, q *query, 
 	return false, nil
 }
 
-func appendNext(dst []byte, parts []*storage.Partition, next []int64) []byte {
+func appendNext(dst []byte, parts []Partition, next []int64) []byte {
 	for i, p := range parts {
 		if i > 0 {
 			dst = append(dst, ',')
@@ -144,7 +143,7 @@ func appendNext(dst []byte, parts []*storage.Partition, next []int64) []byte {
 
 // resume takes over the positions of a Last-Event-ID where they make sense for
 // the partition; anything else in it is ignored.
-func resume(id string, parts []*storage.Partition, next []int64) {
+func resume(id string, parts []Partition, next []int64) {
 	for item := range strings.SplitSeq(id, ",") {
 		a, b, _ := strings.Cut(item, ":")
 		index, err1 := strconv.Atoi(a)

@@ -3,8 +3,6 @@ package storehttp
 import (
 	"net/http"
 	"time"
-
-	"tailrace/storage"
 )
 
 // TopicInfo describes a topic in answers.
@@ -47,14 +45,14 @@ type CompactionInfo struct {
 }
 
 // Describe returns a topic's figures as the API shows them.
-func Describe(t *storage.Topic, partitions bool) TopicInfo {
+func Describe(t Topic, partitions bool) TopicInfo {
 	c := t.Config()
 	info := TopicInfo{
 		Name: t.Name(), Class: c.Class, RetentionSeconds: int64(c.RetentionAge / time.Second),
 		RetentionBytes: c.RetentionBytes, Compacted: t.Compacted(), Internal: Internal(t.Name()), Labels: c.Labels,
 	}
 	var lo, hi int64
-	for _, p := range t.Partitions() {
+	for _, p := range t.Parts() {
 		start, hw := p.Start(), p.HighWatermark()
 		pi := PartitionInfo{Partition: p.Index(), Start: start, HighWatermark: hw, Bytes: p.Bytes()}
 		if hw > start {
@@ -92,7 +90,12 @@ func FormatTime(ms int64) string {
 
 func (h *Handler) topics(w http.ResponseWriter, r *http.Request) {
 	list := []TopicInfo{} // [] and not null when there is none
-	for _, t := range h.store.Topics() {
+	ts, err := h.log.Topics(r.Context())
+	if err != nil {
+		WriteError(w, storeError(err))
+		return
+	}
+	for _, t := range ts {
 		list = append(list, Describe(t, false))
 	}
 	writeJSON(w, http.StatusOK, map[string]any{"topics": list})

@@ -15,6 +15,7 @@ import (
 	"tailrace/storage/storehttp"
 	"tailrace/uplink"
 	"tailrace/uplink/bundle"
+	"tailrace/uplink/hub/relay"
 	"tailrace/uplink/wire"
 )
 
@@ -147,6 +148,9 @@ func (im *bundleImport) admit(head *bundle.Header) error {
 	h, s := im.h, sink{im.h}
 	if err := h.cfg.mayConnect(head.Node); err != nil {
 		return &storehttp.Error{Status: http.StatusForbidden, Code: "not_allowed", Message: err.Error()}
+	}
+	if e := h.elsewhere(im.ctx, head.Node); e != nil {
+		return e
 	}
 	h.nodes.mu.Lock()
 	fresh := h.nodes.nodes[head.Node] == nil
@@ -371,7 +375,7 @@ func (im *bundleImport) outcome(bp *bundlePart, err error) {
 		im.refuse(bp, behindHole(order.Expected, order.Got))
 	case errors.As(err, &topic):
 		im.refuse(bp, topic.Error())
-	case comesAgain(err) || im.ctx.Err() != nil:
+	case comesAgain(err) || relay.ComesAgain(err) || im.ctx.Err() != nil:
 		im.mu.Lock()
 		if im.err == nil {
 			im.err = err

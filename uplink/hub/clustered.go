@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -25,6 +27,7 @@ type clustered struct {
 	r      *relay.Relay
 	losses lossTable
 	stop   context.CancelFunc
+	ready  atomic.Bool // every shard of the first share was served
 	ledger sync.WaitGroup
 	once   sync.Once
 }
@@ -41,7 +44,7 @@ func openCluster(h *Hub) (*clustered, error) {
 	cfg.Logger, cfg.Now = h.cfg.Logger.With("subsystem", "relay"), h.cfg.Now
 	cfg.MaxQueuedBytes = int64(h.cfg.Limits.QueuedBytes)
 	cfg.LossRow = func(l relay.Loss) []byte { return rowOf(l).encode() }
-	cfg.Acquired, cfg.Lost = c.acquired, c.lost
+	cfg.Acquired, cfg.Lost, cfg.Stored = c.acquired, c.lost, h.devices.offer
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if c.r, err = relay.Open(ctx, cfg); err != nil {
@@ -80,7 +83,19 @@ func (c *clustered) follow(ctx context.Context, cl *kgo.Client) {
 }
 
 // acquired takes over what the former hub knew of the nodes of a shard.
-func (c *clustered) acquired(_ int, notes map[string][]byte) {
+func (c *clustered) acquired(_ int, notes, entries map[string][]byte) {
+	for at, value := range entries {
+		node, key, _ := strings.Cut(at, "/")
+		switch kind, _, _ := strings.Cut(key, "/"); kind + "/" {
+		case fetchPrefix:
+			if err := c.h.fetches.load(key, value); err != nil {
+				c.h.log.Warn("a fetch does not decode", "node", node, "error", err)
+			}
+		case devicePrefix:
+			c.h.devices.load(key, value)
+		}
+	}
+	c.h.fetches.poke()
 	t := &c.h.nodes
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -98,6 +113,7 @@ func (c *clustered) acquired(_ int, notes map[string][]byte) {
 
 // lost sends the nodes of a shard away: another hub serves them, or this one after a takeover.
 func (c *clustered) lost(shard int) {
+	c.h.fetches.drop(func(node string) bool { return c.r.Shard(node) == shard })
 	if !c.h.ready.Load() { // it has no nodes yet, or none any more
 		return
 	}
@@ -144,6 +160,30 @@ func (c *clustered) raise(int32) error { return nil }
 
 func (c *clustered) saveNote(ctx context.Context, node string, value []byte, wait bool) error {
 	return c.r.PutNote(ctx, node, value, wait)
+}
+
+func (c *clustered) saveEntry(node, key string, value []byte, done func(error)) {
+	c.r.PutEntry(node, key, value, func(err error) {
+		if err != nil {
+			c.h.log.Debug("entry not saved", "node", node, "key", key, "error", err) // its shard has gone: another hub has what was saved before
+		}
+		if done != nil {
+			done(err)
+		}
+	})
+}
+
+// settled is about the start: later a shard is taken over while the others are served.
+func (c *clustered) settled() error {
+	waiting, all, ok := c.r.Waiting()
+	switch {
+	case !ok:
+		return errors.New("the hubs have not shared the shards yet")
+	case waiting > 0 && !c.ready.Load() || waiting > 0 && waiting == all:
+		return fmt.Errorf("%d of %d shards are being taken over", waiting, all)
+	}
+	c.ready.Store(true)
+	return nil
 }
 
 func (c *clustered) Adopt(ctx context.Context, node string, epochs []wire.EpochInfo) error {
@@ -211,10 +251,16 @@ func (c *clustered) Close() {
 	})
 }
 
-// inCluster answers what a hub cannot do whose records are in a Kafka cluster.
-func inCluster(what, hint string) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		storehttp.WriteError(w, &storehttp.Error{Status: http.StatusNotImplemented, Code: "in_kafka_cluster",
-			Message: "this hub keeps its records in a Kafka cluster: " + what, Hint: hint})
+// elsewhere is the answer to a request about a node that another hub serves; nil when this
+// one does.
+func (h *Hub) elsewhere(ctx context.Context, node string) *storehttp.Error {
+	err := h.central.serves(ctx, node)
+	var other *relay.NotHereError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &other):
+		return &storehttp.Error{Status: http.StatusMisdirectedRequest, Code: "served_elsewhere", Message: err.Error(), Hint: "ask that hub"}
 	}
+	return &storehttp.Error{Status: http.StatusServiceUnavailable, Code: "not_yet", Message: err.Error(), Hint: "try again in a second"}
 }

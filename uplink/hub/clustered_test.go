@@ -104,15 +104,15 @@ func TestTwoHubsOnAKafkaCluster(t *testing.T) {
 			t.Errorf("node %s: %s, %d stored, %d behind", n.Node, n.State, n.Stored, n.LagRecords)
 		}
 	}
-	// What the hub cannot do is said.
-	for _, path := range []string{"/api/v1/topics", "/api/v1/topics/wind/records", "/api/v1/fetches", "/api/v1/devices"} {
-		resp, err := http.Get(urlA + path)
+	// What is of a node is asked of the hub that serves it.
+	for _, n := range nb.Nodes {
+		resp, err := http.Post(urlA+"/api/v1/nodes/"+n.Node+"/accept", "", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		resp.Body.Close()
-		if resp.StatusCode != http.StatusNotImplemented {
-			t.Errorf("GET %s: %s", path, resp.Status)
+		if resp.StatusCode != http.StatusMisdirectedRequest {
+			t.Errorf("node %s of the other hub: %s", n.Node, resp.Status)
 		}
 	}
 	for _, s := range sites {

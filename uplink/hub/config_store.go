@@ -142,7 +142,4 @@ func (c Config) validateStore(bad func(string, ...any)) {
 			bad("topics[%d] (%s): retention_by: a Kafka cluster deletes by the records' own time", i, t.Match)
 		}
 	}
-	if len(c.HTTP.Fetch) > 0 {
-		bad("http.fetch: with store.kafka topics that stay at their nodes cannot be fetched")
-	}
 }

@@ -2,7 +2,10 @@ package hub
 
 import (
 	"context"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"tailrace/devices"
@@ -15,16 +18,27 @@ import (
 // key, first and last seen, counts and rate. It reads what was stored, behind
 // the ingest and never in its way; what it has not read yet after a restart is
 // not counted. It describes, nothing depends on it.
+//
+// With a Kafka cluster it looks at what this hub has committed instead, copied from the
+// relay's hands: offered is bounded, and what does not fit is not counted.
 type deviceTracker struct {
-	h   *Hub
-	reg *devices.Registry
+	h       *Hub
+	reg     *devices.Registry
+	offered chan deviceBatch
+	stale   atomic.Bool // own holds devices that the registry may hold anew
 
 	// Owned by run.
 	own  map[string]*devices.Device    // by node/key: saves the registry's lock per record
 	next map[storage.PartitionID]int64 // offset to read next
 }
 
+type deviceBatch struct {
+	node  string
+	batch record.Batch
+}
+
 const (
+	maxOffered    = 256
 	devicePrefix  = "device/" // followed by node/key in the key of a KindRegistry entry
 	maxDevices    = 100_000
 	maxDeviceName = 256 // bytes of node/key; longer keys are no device names
@@ -33,7 +47,10 @@ const (
 
 func newDeviceTracker(h *Hub) (*deviceTracker, error) {
 	d := &deviceTracker{h: h, reg: devices.NewRegistry(devices.RegistryConfig{MaxDevices: maxDevices}),
-		own: map[string]*devices.Device{}, next: map[storage.PartitionID]int64{}}
+		own: map[string]*devices.Device{}, next: map[storage.PartitionID]int64{}, offered: make(chan deviceBatch, maxOffered)}
+	if h.clustered() {
+		return d, nil // what was saved comes with the shards
+	}
 	forgotten, err := d.reg.Load(func(yield func(string, []byte) bool) {
 		h.store.RangeState(storage.KindRegistry, func(key string, value []byte) bool {
 			if id, ok := cutPrefix(key, devicePrefix); ok {
@@ -51,6 +68,26 @@ func newDeviceTracker(h *Hub) (*deviceTracker, error) {
 		}
 	}
 	return d, nil
+}
+
+// offer is a committed batch of a node; it never waits.
+func (d *deviceTracker) offer(node string, b record.Batch) {
+	if len(d.offered) == cap(d.offered) {
+		return
+	}
+	select {
+	case d.offered <- deviceBatch{node, slices.Clone(b)}:
+	default:
+	}
+}
+
+// load takes over what another hub has saved of a device.
+func (d *deviceTracker) load(key string, value []byte) {
+	id, _ := cutPrefix(key, devicePrefix)
+	d.stale.Store(true)
+	if _, err := d.reg.Load(func(yield func(string, []byte) bool) { yield(id, value) }); err != nil {
+		d.h.log.Warn("device account not readable, begun anew for one", "error", err)
+	}
 }
 
 // run follows the store until ctx ends.
@@ -73,6 +110,9 @@ func (d *deviceTracker) run(ctx context.Context) {
 		case <-tick.C:
 			d.reg.Tick(d.h.cfg.Now())
 			d.save(false)
+			continue
+		case b := <-d.offered:
+			d.count(b.node, b.batch, dec)
 			continue
 		case <-moved:
 		}
@@ -109,27 +149,28 @@ func (d *deviceTracker) follow(ctx context.Context, p *storage.Partition, buf []
 			if b, rest, err = record.Next(rest); err != nil {
 				break
 			}
-			d.count(p, b, dec)
+			if o, ok := p.Origin(b.BaseOffset()); ok { // else produced at the hub, by no device
+				d.count(o.Node, b, dec)
+			}
 		}
 	}
 	d.next[p.ID()] = off
 	return buf
 }
 
-func (d *deviceTracker) count(p *storage.Partition, b record.Batch, dec *record.Decompressor) {
-	o, ok := p.Origin(b.BaseOffset())
-	if !ok { // produced at the hub, by no device
-		return
-	}
+func (d *deviceTracker) count(node string, b record.Batch, dec *record.Decompressor) {
 	arrival := d.h.cfg.Now()
+	if d.stale.Swap(false) {
+		clear(d.own)
+	}
 	var name []byte
 	it := b.Iter(dec)
 	for it.Next() {
 		r := it.Record()
-		if len(r.Key) == 0 || len(o.Node)+1+len(r.Key) > maxDeviceName {
+		if len(r.Key) == 0 || len(node)+1+len(r.Key) > maxDeviceName {
 			continue
 		}
-		name = append(append(append(name[:0], o.Node...), '/'), r.Key...)
+		name = append(append(append(name[:0], node...), '/'), r.Key...)
 		dev := d.own[string(name)]
 		if dev == nil || !dev.Seen(arrival.UnixMilli(), 1, len(r.Value)) {
 			if len(d.own) >= maxDevices {
@@ -144,6 +185,19 @@ func (d *deviceTracker) count(p *storage.Partition, b record.Batch, dec *record.
 
 // save writes what changed; all = everything that did.
 func (d *deviceTracker) save(all bool) {
+	if d.h.clustered() {
+		var left sync.WaitGroup
+		d.reg.Save(d.h.cfg.Now(), all, func(id string, value []byte) {
+			if node, _, _ := strings.Cut(id, "/"); d.h.here(node) {
+				left.Add(1)
+				d.h.central.saveEntry(node, devicePrefix+id, slices.Clone(value), func(error) { left.Done() })
+			}
+		})
+		if all { // the last time: each is told, stored or not
+			left.Wait()
+		}
+		return
+	}
 	a := d.h.store.NewAppend("")
 	n := 0
 	d.reg.Save(d.h.cfg.Now(), all, func(id string, value []byte) {
@@ -176,13 +230,16 @@ type DeviceInfo struct {
 func (h *Hub) Devices(after string, limit int) (list []DeviceInfo, next string) {
 	now := h.cfg.Now()
 	list = []DeviceInfo{}
-	for _, d := range h.devices.reg.List(after, limit) {
+	all := h.devices.reg.List(after, limit)
+	for _, d := range all {
 		node, name, _ := strings.Cut(d.Device, "/")
+		if next = d.Device; !h.here(node) { // it was: another hub serves it now
+			continue
+		}
 		list = append(list, DeviceInfo{Device: name, Node: node, FirstSeen: stamp(d.FirstSeen.UnixMilli()), LastSeen: stamp(d.LastSeen.UnixMilli()),
 			Silent: max(0, now.Sub(d.LastSeen).Seconds()), Records: d.Records, Bytes: d.Bytes, Rate: d.Rate})
-		next = d.Device
 	}
-	if len(list) < limit {
+	if len(all) < limit {
 		next = ""
 	}
 	return list, next

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"tailrace/storage"
+	"tailrace/storage/storehttp"
 	"tailrace/uplink/wire"
 )
 
@@ -16,6 +17,11 @@ type engine interface {
 	serves(ctx context.Context, node string) error
 	// known are the epochs adopted of a node, oldest first.
 	known(node string) ([]wire.EpochInfo, error)
+	// log is where the API reads and writes; create makes a topic in it by its rule.
+	log() storehttp.Log
+	create(ctx context.Context, topic string) (storehttp.Topic, error)
+	// settled returns nil when everything is served that is to be served here.
+	settled() error
 	// allowed says whether a topic exists or a rule makes it.
 	allowed(topic string) bool
 	// reserved says whether no node may write to a topic.
@@ -30,6 +36,9 @@ type engine interface {
 	raise(epoch int32) error
 	// saveNote stores what describes a node; loadNotes gives back what is stored.
 	saveNote(ctx context.Context, node string, value []byte, wait bool) error
+	// saveEntry stores what is of a node beside its description, nil = forgets it; done may be
+	// nil, and hears when it is durable.
+	saveEntry(node, key string, value []byte, done func(error))
 
 	Losses(node, topic string, limit int) []LossRow
 	LossTotals() map[LossKey]LossTotal
@@ -42,6 +51,18 @@ var _ engine = (*Embedded)(nil)
 func (e *Embedded) serves(context.Context, string) error { return nil }
 
 func (e *Embedded) known(node string) ([]wire.EpochInfo, error) { return e.Epochs(node), nil }
+
+func (e *Embedded) log() storehttp.Log { return storehttp.OfStore(e.store) }
+
+func (e *Embedded) create(_ context.Context, topic string) (storehttp.Topic, error) {
+	t, err := e.EnsureTopic(topic)
+	if err != nil {
+		return nil, err
+	}
+	return storehttp.OfTopic(t), nil
+}
+
+func (e *Embedded) settled() error { return nil }
 
 func (e *Embedded) allowed(topic string) bool {
 	if _, ok := e.store.Topic(topic); ok {
@@ -72,4 +93,17 @@ func (e *Embedded) saveNote(ctx context.Context, node string, value []byte, wait
 		}
 	})
 	return nil
+}
+
+func (e *Embedded) saveEntry(_, key string, value []byte, done func(error)) {
+	a := e.store.NewAppend("")
+	a.Set(storage.KindRegistry, key, value)
+	e.store.Submit(a, func(_ *storage.Append, err error) {
+		if err != nil {
+			e.cfg.Logger.Warn("entry not saved", "key", key, "error", err)
+		}
+		if done != nil {
+			done(err)
+		}
+	})
 }

@@ -88,21 +88,44 @@ func newFetches(h *Hub) (*fetches, error) {
 	x := &fetches{h: h, wake: make(chan struct{}, 1), all: map[string]*fetch{}}
 	var err error
 	h.store.RangeState(storage.KindRegistry, func(key string, value []byte) bool {
-		id, ok := cutPrefix(key, fetchPrefix)
-		if !ok {
+		if _, ok := cutPrefix(key, fetchPrefix); !ok {
 			return true
 		}
-		f := &fetch{}
-		if e := saved.Decode(value, &f.savedFetch); e != nil {
-			err = fmt.Errorf("registry entry %q: %w", key, e)
-			return false
-		}
-		if x.all[id] = f; !f.over() {
-			x.open.Add(1)
-		}
-		return true
+		err = x.load(key, value)
+		return err == nil
 	})
 	return x, err
+}
+
+// load takes over a fetch as it was saved.
+func (x *fetches) load(key string, value []byte) error {
+	f := &fetch{}
+	if err := saved.Decode(value, &f.savedFetch); err != nil {
+		return fmt.Errorf("registry entry %q: %w", key, err)
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if old := x.all[f.ID]; old != nil && !old.over() {
+		x.open.Add(-1)
+	}
+	if x.all[f.ID] = f; !f.over() {
+		x.open.Add(1)
+	}
+	return nil
+}
+
+// drop forgets the fetches of nodes that are served elsewhere.
+func (x *fetches) drop(gone func(node string) bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for id, f := range x.all {
+		if gone(f.Node) {
+			if !f.over() {
+				x.open.Add(-1)
+			}
+			delete(x.all, id)
+		}
+	}
 }
 
 // poke says that something may have moved. It never blocks, and costs nothing while
@@ -335,25 +358,14 @@ func (x *fetches) forget() {
 	slices.SortFunc(over, func(a, b *fetch) int { return cmp.Compare(a.Ended, b.Ended) })
 	for len(over) > maxFetchDone {
 		delete(x.all, over[0].ID)
-		a := x.h.store.NewAppend("")
-		a.Set(storage.KindRegistry, fetchPrefix+over[0].ID, nil)
-		x.h.store.Submit(a, func(*storage.Append, error) {})
+		x.h.central.saveEntry(over[0].Node, fetchPrefix+over[0].ID, nil, nil)
 		over = over[1:]
 	}
 }
 
 // save writes a fetch; done, when not nil, hears when it is durable.
 func (x *fetches) save(f *savedFetch, done func(error)) {
-	a := x.h.store.NewAppend("")
-	a.Set(storage.KindRegistry, fetchPrefix+f.ID, saved.Encode(*f))
-	x.h.store.Submit(a, func(_ *storage.Append, err error) {
-		if err != nil {
-			x.h.log.Warn("fetch not saved", "fetch", f.ID, "error", err)
-		}
-		if done != nil {
-			done(err)
-		}
-	})
+	x.h.central.saveEntry(f.Node, fetchPrefix+f.ID, saved.Encode(*f), done)
 }
 
 // request makes a fetch; it is durable on return.

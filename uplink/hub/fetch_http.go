@@ -51,6 +51,10 @@ func (h *Hub) serveFetch(w http.ResponseWriter, r *http.Request) {
 		fail(http.StatusForbidden, "not_allowed", "", "%s", why)
 		return
 	}
+	if e := h.elsewhere(r.Context(), q.Node); e != nil {
+		storehttp.WriteError(w, e)
+		return
+	}
 	from, err := storehttp.ParseTime("from", q.From)
 	if err != nil {
 		storehttp.WriteError(w, err.(*storehttp.Error)) // ParseTime returns no other

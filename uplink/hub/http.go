@@ -34,40 +34,20 @@ import (
 //	GET  /                           console
 func (h *Hub) buildHandler() (http.Handler, error) {
 	mux := http.NewServeMux()
-	if h.clustered() {
-		topics := inCluster("topics and records are read there", "any Kafka client, with isolation.level=read_committed")
-		mux.HandleFunc("/api/v1/topics", topics)
-		mux.HandleFunc("/api/v1/topics/", topics)
-	} else {
-		mux.Handle("/api/v1/topics", h.api)
-		mux.Handle("/api/v1/topics/", h.api)
-	}
+	mux.Handle("/api/v1/topics", h.api)
+	mux.Handle("/api/v1/topics/", h.api)
 	mux.HandleFunc("GET /api/v1/nodes", h.serveNodes)
 	mux.HandleFunc("GET /api/v1/nodes/{node}", h.serveNode)
 	if !h.cfg.HTTP.ReadOnly {
 		mux.HandleFunc("POST /api/v1/nodes/{node}/accept", h.serveAccept)
-		if h.clustered() {
-			mux.HandleFunc("POST /api/v1/bundles", inCluster("it does not import bundles", "let the node send by its link"))
-		} else {
-			mux.HandleFunc("POST /api/v1/bundles", h.serveBundle)
-		}
+		mux.HandleFunc("POST /api/v1/bundles", h.serveBundle)
 		mux.HandleFunc("POST /api/v1/drain", h.serveDrain)
 	}
-	if h.clustered() {
-		fetch := inCluster("it does not fetch topics that stay at their nodes", "give the topic another mode at the node")
-		mux.HandleFunc("/api/v1/fetches", fetch)
-		mux.HandleFunc("/api/v1/fetches/", fetch)
-	} else {
-		h.fetchRoutes(mux)
-	}
-	if h.clustered() {
-		mux.HandleFunc("/api/v1/devices", inCluster("it keeps no account of devices", "read the topics"))
-	} else {
-		mux.HandleFunc("GET /api/v1/devices", h.serveDevices)
-	}
+	h.fetchRoutes(mux)
+	mux.HandleFunc("GET /api/v1/devices", h.serveDevices)
 	mux.HandleFunc("GET /api/v1/losses", h.serveLosses)
 	mux.HandleFunc("GET /metrics", h.serveMetrics)
-	ui, err := console.New(console.Config{Store: h.store, Fleet: fleet{h}, Logger: h.log, Now: h.cfg.Now, Software: h.cfg.Software})
+	ui, err := console.New(console.Config{Log: h.central.log(), Fleet: fleet{h}, Logger: h.log, Now: h.cfg.Now, Software: h.cfg.Software})
 	if err != nil {
 		return nil, err
 	}
@@ -201,8 +181,12 @@ func writeText(w http.ResponseWriter, status int, s string) {
 // serveReady says whether the hub takes and stores records: it runs, and no
 // storage class is broken.
 func (h *Hub) serveReady(w http.ResponseWriter, r *http.Request) {
-	if !h.Ready() {
+	if !h.ready.Load() {
 		writeText(w, http.StatusServiceUnavailable, "not ready: starting or stopping\n")
+		return
+	}
+	if err := h.central.settled(); err != nil {
+		writeText(w, http.StatusServiceUnavailable, fmt.Sprintf("not ready: %v\n", err))
 		return
 	}
 	for _, c := range h.store.Stats().Classes {
@@ -255,6 +239,10 @@ func (h *Hub) serveNode(w http.ResponseWriter, r *http.Request) {
 // processes were displaced.
 func (h *Hub) serveAccept(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("node")
+	if e := h.elsewhere(r.Context(), id); e != nil {
+		storehttp.WriteError(w, e)
+		return
+	}
 	h.nodes.mu.Lock()
 	n := h.nodes.nodes[id]
 	if n != nil {

@@ -82,6 +82,12 @@ func New(c Config) (_ *Hub, err error) {
 	for _, r := range h.store.Identity().Recovered {
 		h.log.Warn("store repaired", "class", r.Class, "file", r.File, "what", r.What, "bytes", r.Bytes, "entries", r.Entries, "detail", r.Detail)
 	}
+	if h.devices, err = newDeviceTracker(h); err != nil {
+		return nil, err
+	}
+	if h.fetches, err = newFetches(h); err != nil {
+		return nil, err
+	}
 	classes := make([]string, len(c.Classes))
 	for i, k := range c.Classes {
 		classes[i] = k.Name
@@ -106,16 +112,10 @@ func New(c Config) (_ *Hub, err error) {
 			return nil, err
 		}
 	}
-	if h.devices, err = newDeviceTracker(h); err != nil {
-		return nil, err
-	}
-	if h.fetches, err = newFetches(h); err != nil {
-		return nil, err
-	}
 	h.metrics = newMetrics(h)
-	if h.api, err = storehttp.New(storehttp.Config{Store: h.store, Logger: h.log, ReadOnly: c.HTTP.ReadOnly, Now: c.Now,
+	if h.api, err = storehttp.New(storehttp.Config{Log: h.central.log(), Logger: h.log, ReadOnly: c.HTTP.ReadOnly, Now: c.Now,
 		MaxReaders: c.Limits.MaxReaders, MaxBodyBytes: int64(c.Limits.MaxBody),
-		Create: func(_ context.Context, topic string) (*storage.Topic, error) { return h.createTopic(topic) }}); err != nil {
+		Create: h.createTopic}); err != nil {
 		return nil, err
 	}
 	if err = h.listen(); err != nil {
@@ -143,8 +143,8 @@ func restartSpread(nodes int) time.Duration {
 	return min(max(100*time.Millisecond, time.Duration(nodes)*time.Second/300), time.Minute)
 }
 
-func (h *Hub) createTopic(name string) (*storage.Topic, error) {
-	t, err := h.Central().EnsureTopic(name)
+func (h *Hub) createTopic(ctx context.Context, name string) (storehttp.Topic, error) {
+	t, err := h.central.create(ctx, name)
 	var bad *TopicError
 	if errors.As(err, &bad) {
 		return nil, &storehttp.Error{Status: http.StatusNotFound, Code: "unknown_topic", Message: bad.Error(),
@@ -342,8 +342,8 @@ func (h *Hub) Links() *link.Server { return h.links }
 // Handler serves what the HTTP listener does.
 func (h *Hub) Handler() http.Handler { return h.handler }
 
-// Ready says whether the hub takes work: it runs and is not stopping.
-func (h *Hub) Ready() bool { return h.ready.Load() }
+// Ready says whether the hub takes work: it runs, has what it is to serve, and is not stopping.
+func (h *Hub) Ready() bool { return h.ready.Load() && h.central.settled() == nil }
 
 // Run serves until ctx ends or a listener fails, stops in order and returns why.
 func (h *Hub) Run(ctx context.Context) error {

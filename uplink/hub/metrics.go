@@ -201,7 +201,7 @@ func (m *hubMetrics) collect() map[string][]sample {
 			durable += p.HighWatermark()
 			appended += max(p.Next(), p.HighWatermark())
 		}
-		info := storehttp.Describe(t, false)
+		info := storehttp.Describe(storehttp.OfTopic(t), false)
 		l := []string{"topic", t.Name()}
 		add("tailrace_topic_records", float64(info.Records), l...)
 		add("tailrace_topic_bytes", float64(info.Bytes), l...)

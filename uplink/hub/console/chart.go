@@ -10,8 +10,8 @@ import (
 
 	"github.com/tidwall/gjson"
 
-	"tailrace/storage"
 	"tailrace/storage/record"
+	"tailrace/storage/storehttp"
 )
 
 const (
@@ -43,12 +43,12 @@ func spanNames() []string {
 // most chartSeries × chartBuckets. Time is record time, so a replay of old
 // readings draws like a live one.
 type chart struct {
-	topic    *storage.Topic
+	topic    storehttp.Topic
 	field    string // gjson path
 	fields   []string
 	spanName string
 	width    int64 // of a bucket, ms
-	next     map[storage.PartitionID]int64
+	next     map[int]int64
 	series   []*series
 	others   map[string]bool // keys not drawn; at most 1,000 are counted
 	hi       int64           // largest time seen, ms
@@ -77,8 +77,8 @@ type point struct {
 
 // newChart samples the end of the topic: which numeric fields there are, which
 // one to draw, and how wide.
-func newChart(t *storage.Topic, field, spanName string) *chart {
-	c := &chart{topic: t, next: map[storage.PartitionID]int64{}, others: map[string]bool{}}
+func newChart(t storehttp.Topic, field, spanName string) *chart {
+	c := &chart{topic: t, next: map[int]int64{}, others: map[string]bool{}}
 	type seen struct {
 		n        int
 		distinct map[float64]bool
@@ -99,7 +99,7 @@ func newChart(t *storage.Topic, field, spanName string) *chart {
 		}
 	}
 	// Fields come from the last few hundred records; errors leave the chart empty.
-	tailRead(t, 200, func(_ *storage.Partition, r *record.Record, _ string) { numbers(r.Value, note) })
+	tailRead(t, 200, func(_ storehttp.Partition, r *record.Record, _ string) { numbers(r.Value, note) })
 	for f := range found {
 		c.fields = append(c.fields, f)
 	}
@@ -176,15 +176,15 @@ func score(name string, distinct, n int) float64 {
 // bucket width, and fills the buckets.
 func (c *chart) sample(spanName string) {
 	var pts []point
-	parts := c.topic.Partitions()
+	parts := c.topic.Parts()
 	for _, p := range parts {
 		from := max(p.Start(), p.HighWatermark()-int64(sampleSize/max(1, len(parts))))
-		c.next[p.ID()], _ = readFrom(p, from, 2*sampleBytes/max(1, len(parts)), func(_ *storage.Partition, r *record.Record, node string) {
+		c.next[p.Index()], _ = readFrom(p, from, 2*sampleBytes/max(1, len(parts)), func(_ storehttp.Partition, r *record.Record, node string) {
 			if pt, ok := c.point(r, node); ok {
 				pts = append(pts, pt)
 			}
 		})
-		c.next[p.ID()] = max(c.next[p.ID()], from)
+		c.next[p.Index()] = max(c.next[p.Index()], from)
 	}
 	lo := int64(math.MaxInt64)
 	perKey := map[string]int{}
@@ -300,18 +300,18 @@ func (c *chart) follow() {
 	if c.field == "" {
 		return
 	}
-	for _, p := range c.topic.Partitions() {
-		from, ok := c.next[p.ID()]
+	for _, p := range c.topic.Parts() {
+		from, ok := c.next[p.Index()]
 		if end := p.HighWatermark(); !ok || end-from > sampleSize { // too far behind: draw what is new
 			from = max(p.Start(), end-sampleSize)
 		}
-		next, err := readFrom(p, from, 2*sampleBytes, func(_ *storage.Partition, r *record.Record, node string) {
+		next, err := readFrom(p, from, 2*sampleBytes, func(_ storehttp.Partition, r *record.Record, node string) {
 			if pt, ok := c.point(r, node); ok {
 				c.add(pt)
 			}
 		})
 		if err == nil {
-			c.next[p.ID()] = next
+			c.next[p.Index()] = next
 		}
 	}
 }

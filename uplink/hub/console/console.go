@@ -13,6 +13,7 @@ package console
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
@@ -27,7 +28,6 @@ import (
 	"sync"
 	"time"
 
-	"tailrace/storage"
 	"tailrace/storage/storehttp"
 )
 
@@ -99,7 +99,7 @@ type LossTotal struct {
 
 // Config is what the console is made of.
 type Config struct {
-	Store    *storage.Store
+	Log      storehttp.Log
 	Fleet    Fleet
 	Logger   *slog.Logger
 	Now      func() time.Time
@@ -124,8 +124,8 @@ type Handler struct {
 
 // New parses the templates.
 func New(c Config) (*Handler, error) {
-	if c.Store == nil || c.Fleet == nil {
-		return nil, errors.New("console: Config wants Store and Fleet")
+	if c.Log == nil || c.Fleet == nil {
+		return nil, errors.New("console: Config wants Log and Fleet")
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -320,9 +320,13 @@ type topicsData struct {
 	Topics, Internal []storehttp.TopicInfo
 }
 
-func (h *Handler) topicList() topicsData {
+func (h *Handler) topicList(ctx context.Context) (topicsData, error) {
 	var d topicsData
-	for _, t := range h.cfg.Store.Topics() {
+	ts, err := h.cfg.Log.Topics(ctx)
+	if err != nil {
+		return d, err
+	}
+	for _, t := range ts {
 		info := storehttp.Describe(t, false)
 		if info.Internal {
 			d.Internal = append(d.Internal, info)
@@ -330,11 +334,16 @@ func (h *Handler) topicList() topicsData {
 			d.Topics = append(d.Topics, info)
 		}
 	}
-	return d
+	return d, nil
 }
 
 func (h *Handler) topicsPage(w http.ResponseWriter, r *http.Request) {
-	h.render(w, "topics", "Topics", "topics", h.topicList())
+	d, err := h.topicList(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	h.render(w, "topics", "Topics", "topics", d)
 }
 
 type lossesData struct {

@@ -83,7 +83,13 @@ func (h *Handler) nodeEvents(w http.ResponseWriter, r *http.Request) {
 }
 
 func (h *Handler) topicsEvents(w http.ResponseWriter, r *http.Request) {
-	h.stream(w, r, "", func() ([]byte, error) { return h.fragment("topics", h.topicList()) })
+	h.stream(w, r, "", func() ([]byte, error) {
+		d, err := h.topicList(r.Context())
+		if err != nil {
+			return nil, err
+		}
+		return h.fragment("topics", d)
+	})
 }
 
 func (h *Handler) lossesEvents(w http.ResponseWriter, r *http.Request) {

@@ -9,7 +9,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"tailrace/storage"
 	"tailrace/storage/record"
 	"tailrace/storage/storehttp"
 )
@@ -48,8 +47,8 @@ var decompressors = sync.Pool{New: func() any { return record.NewDecompressor(0)
 
 // tailRead visits about the last n records of each of a topic's partitions, in
 // offset order per partition, reading at most sampleBytes.
-func tailRead(t *storage.Topic, n int64, f func(p *storage.Partition, r *record.Record, node string)) error {
-	parts := t.Partitions()
+func tailRead(t storehttp.Topic, n int64, f func(p storehttp.Partition, r *record.Record, node string)) error {
+	parts := t.Parts()
 	for _, p := range parts {
 		from := max(p.Start(), p.HighWatermark()-n)
 		if _, err := readFrom(p, from, sampleBytes/max(1, len(parts)), f); err != nil {
@@ -61,7 +60,7 @@ func tailRead(t *storage.Topic, n int64, f func(p *storage.Partition, r *record.
 
 // readFrom visits records from an offset to the end, or until budget bytes were
 // read; it returns the offset to go on from.
-func readFrom(p *storage.Partition, from int64, budget int, f func(p *storage.Partition, r *record.Record, node string)) (int64, error) {
+func readFrom(p storehttp.Partition, from int64, budget int, f func(p storehttp.Partition, r *record.Record, node string)) (int64, error) {
 	d := decompressors.Get().(*record.Decompressor)
 	defer decompressors.Put(d)
 	var buf []byte
@@ -97,9 +96,9 @@ func readFrom(p *storage.Partition, from int64, budget int, f func(p *storage.Pa
 	return from, nil
 }
 
-func (h *Handler) latest(t *storage.Topic) (recordsData, error) {
+func (h *Handler) latest(t storehttp.Topic) (recordsData, error) {
 	d := recordsData{Topic: t.Name()}
-	err := tailRead(t, latestRows, func(p *storage.Partition, r *record.Record, node string) {
+	err := tailRead(t, latestRows, func(p storehttp.Partition, r *record.Record, node string) {
 		d.Rows = append(d.Rows, row{Partition: p.Index(), Offset: r.Offset, Time: time.UnixMilli(r.Timestamp).UTC().Format("2006-01-02 15:04:05.000"),
 			Key: cell(r.Key), Value: cell(r.Value), Node: node, ts: r.Timestamp})
 	})
@@ -132,9 +131,13 @@ func cell(b []byte) string {
 	return s
 }
 
-func (h *Handler) lookup(w http.ResponseWriter, r *http.Request) *storage.Topic {
-	t, ok := h.cfg.Store.Topic(r.PathValue("topic"))
-	if !ok {
+func (h *Handler) lookup(w http.ResponseWriter, r *http.Request) storehttp.Topic {
+	t, err := h.cfg.Log.Topic(r.Context(), r.PathValue("topic"))
+	switch {
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return nil
+	case t == nil:
 		http.Error(w, "there is no such topic", http.StatusNotFound)
 		return nil
 	}
@@ -165,7 +168,7 @@ func (h *Handler) recordEvents(w http.ResponseWriter, r *http.Request) {
 	var last []byte
 	h.stream(w, r, "", func() ([]byte, error) {
 		now := int64(0)
-		for _, p := range t.Partitions() {
+		for _, p := range t.Parts() {
 			now += p.HighWatermark()
 		}
 		if !first && now == end {

@@ -62,6 +62,12 @@ func (c *cluster) load(ctx context.Context, topics ...string) error {
 	if err != nil {
 		return err
 	}
+	c.note(resp)
+	return nil
+}
+
+// note takes over what an answer says of leaders.
+func (c *cluster) note(resp *kmsg.MetadataResponse) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.topics == nil {
@@ -83,7 +89,6 @@ func (c *cluster) load(ctx context.Context, topics ...string) error {
 		}
 		c.topics[*t.Topic] = m
 	}
-	return nil
 }
 
 // refresh is load for all, at most every 100 ms, whoever asks.
@@ -365,6 +370,7 @@ const parkAfter = 3 * time.Second
 type out struct {
 	to    part
 	batch record.Batch // owned
+	at    int64        // where it is, once written
 	err   error        // why it was refused, or parked
 	park  bool         // the topic is gone, or forbidden: it says nothing of the batch
 }
@@ -427,9 +433,10 @@ func (p *producer) produce(ctx context.Context, outs []*out) error {
 				for _, o := range list {
 					e := err
 					if err == nil {
-						var ok bool
-						if e, ok = got[o.to]; !ok {
+						if g, ok := got[o.to]; !ok {
 							e = errors.New("the answer lacks it")
+						} else {
+							e, o.at = g.err, g.at
 						}
 					}
 					answers <- answer{o, e}
@@ -482,8 +489,14 @@ func (p *producer) produce(ctx context.Context, outs []*out) error {
 	return nil
 }
 
+// written is a broker's answer for a batch.
+type written struct {
+	at  int64
+	err error
+}
+
 // send is one Produce request: one batch for each partition.
-func (p *producer) send(ctx context.Context, leader int32, list []*out) (map[part]error, error) {
+func (p *producer) send(ctx context.Context, leader int32, list []*out) (map[part]written, error) {
 	req := kmsg.NewPtrProduceRequest()
 	req.TransactionID, req.Acks, req.TimeoutMillis = kmsg.StringPtr(p.txn), -1, int32((produceTimeout - time.Second).Milliseconds())
 	ids := map[[16]byte]string{}
@@ -507,14 +520,14 @@ func (p *producer) send(ctx context.Context, leader int32, list []*out) (map[par
 	if err != nil {
 		return nil, err
 	}
-	got := map[part]error{}
+	got := map[part]written{}
 	for _, t := range resp.Topics {
 		name := t.Topic
 		if name == "" {
 			name = ids[t.TopicID]
 		}
 		for _, a := range t.Partitions {
-			got[part{name, a.Partition}] = kerr.ErrorForCode(a.ErrorCode)
+			got[part{name, a.Partition}] = written{a.BaseOffset, kerr.ErrorForCode(a.ErrorCode)}
 		}
 	}
 	return got, nil

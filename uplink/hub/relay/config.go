@@ -14,6 +14,8 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
+
+	"tailrace/storage/record"
 )
 
 // Config configures a Relay.
@@ -37,10 +39,14 @@ type Config struct {
 
 	// LossRow makes the value of a row of the loss ledger.
 	LossRow func(Loss) []byte
-	// Acquired is called when a shard is served here, with what PutNote stored of its nodes.
-	Acquired func(shard int, notes map[string][]byte)
+	// Acquired is called when a shard is served here, with what PutNote stored of its nodes,
+	// by node, and what PutEntry did, by node/key.
+	Acquired func(shard int, notes, entries map[string][]byte)
 	// Lost is called when a shard that was served here is not any more.
 	Lost func(shard int)
+	// Stored is called with a batch of a node that was committed; it is the caller's again when
+	// Stored returns, which must be soon. nil = nobody asks.
+	Stored func(node string, b record.Batch)
 
 	Logger *slog.Logger
 	Now    func() time.Time
@@ -95,7 +101,7 @@ func (c Config) withDefaults() Config {
 		c.Now = time.Now
 	}
 	if c.Acquired == nil {
-		c.Acquired = func(int, map[string][]byte) {}
+		c.Acquired = func(int, map[string][]byte, map[string][]byte) {}
 	}
 	if c.Lost == nil {
 		c.Lost = func(int) {}

@@ -41,6 +41,7 @@ type generation struct {
 	byNode   map[string][]*stream
 	epochs   map[string][]wire.EpochInfo
 	notes    map[string][]byte
+	entries  map[string][]byte // as they were at the takeover; dropped when told
 	orders   map[partKey]Order
 	queue    []*entry
 	waiters  []waiter
@@ -55,7 +56,7 @@ func newGeneration(r *Relay, n int32) *generation {
 	return &generation{r: r, n: n, log: log, wake: make(chan struct{}, 1), dec: record.NewDecompressor(0),
 		pr:      &producer{c: r.c, txn: fmt.Sprintf("%s-shard-%d", r.cfg.Name, n), log: log.Debug},
 		streams: map[originKey]*stream{}, byNode: map[string][]*stream{}, epochs: map[string][]wire.EpochInfo{},
-		notes: map[string][]byte{}, orders: map[partKey]Order{}}
+		notes: map[string][]byte{}, entries: map[string][]byte{}, orders: map[partKey]Order{}}
 }
 
 // takeOver fences the former owner, and then reads what it has committed. In this order:
@@ -115,6 +116,12 @@ func (g *generation) restore(vals map[originKey]value, rec *kgo.Record) error {
 		g.epochs[key[len(keyEpochs):]] = list
 	case strings.HasPrefix(key, keyNote):
 		g.notes[key[len(keyNote):]] = slices.Clone(rec.Value)
+	case strings.HasPrefix(key, keyEntry):
+		if rec.Value == nil {
+			delete(g.entries, key[len(keyEntry):])
+		} else {
+			g.entries[key[len(keyEntry):]] = slices.Clone(rec.Value)
+		}
 	default:
 		return fail(errors.New("unknown kind"))
 	}

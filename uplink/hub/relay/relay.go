@@ -33,6 +33,9 @@ type Relay struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	opened chan struct{} // closed when the client may be used
+	joined atomic.Int64  // when the group said first which shards are this hub's, ms since 1970; 0 = not yet
+
+	post poster
 
 	topicMu sync.Mutex
 	checked map[string]bool // guarded by topicMu: topics that are there and good
@@ -106,6 +109,7 @@ func (r *Relay) Shard(node string) int {
 }
 
 func (r *Relay) assigned(_ context.Context, _ *kgo.Client, m map[string][]int32) {
+	defer r.joined.CompareAndSwap(0, time.Now().UnixMilli())
 	for _, n := range m[r.cfg.ProgressTopic()] {
 		r.shards[n].begin()
 	}
@@ -164,7 +168,8 @@ func (s *shard) run(ctx context.Context, done chan struct{}) {
 		}
 		s.r.stats.takeovers.Add(1)
 		log.Info("shard taken over", "nodes", len(g.epochs), "took", time.Since(began).Round(time.Millisecond).String(), "epoch", g.pr.epoch)
-		s.r.cfg.Acquired(int(s.n), g.notes)
+		s.r.cfg.Acquired(int(s.n), g.notes, g.entries)
+		g.entries = nil
 		s.mu.Lock()
 		s.gen = g
 		s.mu.Unlock()
@@ -201,6 +206,11 @@ func (e *NotHereError) Error() string {
 
 // ErrNotYet refuses what comes while a shard is taken over.
 var ErrNotYet = errors.New("the shard is being taken over")
+
+// ComesAgain tells an error of the moment from a refusal of the records.
+func ComesAgain(err error) bool {
+	return errors.Is(err, ErrLost) || errors.Is(err, ErrNotYet) || errors.As(err, new(*NotHereError))
+}
 
 // at finds the generation of a node's shard.
 func (r *Relay) at(node string) (*generation, error) {
@@ -253,6 +263,24 @@ func (r *Relay) Owner(ctx context.Context, shard int) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// Waiting is how many shards this hub has to serve, and of them how many it does not serve
+// yet. ok is false before the group has said what they are: a hub that joins others gets
+// its share when they have given it up.
+func (r *Relay) Waiting() (waiting, all int, ok bool) {
+	for _, s := range r.shards {
+		s.mu.Lock()
+		if s.stop != nil {
+			all++
+			if s.gen == nil {
+				waiting++
+			}
+		}
+		s.mu.Unlock()
+	}
+	at := r.joined.Load()
+	return waiting, all, at > 0 && (all > 0 || time.Since(time.UnixMilli(at)) > sessionTimeout)
 }
 
 // Served are the shards that this hub serves now.
@@ -369,6 +397,18 @@ func (r *Relay) Adopt(ctx context.Context, node string, epochs []wire.EpochInfo)
 // PutNote stores what describes a node. wait = until it is committed.
 func (r *Relay) PutNote(ctx context.Context, node string, note []byte, wait bool) error {
 	return r.putKey(ctx, node, keyNote+node, note, wait)
+}
+
+// PutEntry stores what is of a node beside its note, nil = forgets it. done hears when it is
+// committed, or why not.
+func (r *Relay) PutEntry(node, key string, val []byte, done func(error)) {
+	g, err := r.at(node)
+	if err == nil {
+		err = g.put(keyEntry+node+"/"+key, val, done)
+	}
+	if err != nil {
+		done(err)
+	}
 }
 
 func (r *Relay) putKey(ctx context.Context, node, key string, val []byte, wait bool) error {
@@ -491,6 +531,9 @@ func (r *Relay) count(take []*entry) {
 		for _, d := range e.dead {
 			n -= int64(d.batch.Count())
 			r.stats.dead.Add(int64(d.batch.Count()))
+		}
+		if r.cfg.Stored != nil && n > 0 {
+			r.cfg.Stored(e.st.key.node, e.batch)
 		}
 		r.stats.records.Add(n)
 		r.stats.bytes.Add(int64(len(e.batch)))

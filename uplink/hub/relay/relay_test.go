@@ -284,7 +284,7 @@ func TestRecordsAndProgressAreCommittedTogether(t *testing.T) {
 	// Another hub finds the same.
 	r.Close()
 	var notes sync.Map
-	f.Acquired = func(_ int, m map[string][]byte) {
+	f.Acquired = func(_ int, m, _ map[string][]byte) {
 		for k, v := range m {
 			notes.Store(k, string(v))
 		}

@@ -16,6 +16,7 @@ const (
 	keyProgress = "p/" // node/epoch/topic/partition: value
 	keyEpochs   = "e/" // node: []wire.EpochInfo
 	keyNote     = "n/" // node: what the hub says of it
+	keyEntry    = "x/" // node/key: what else the hub keeps of it
 )
 
 // originKey names an origin as keys do. Names hold no "/".
