@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 
 	"tailrace/storage/record"
 )
@@ -25,7 +26,8 @@ type Append struct {
 	value int64 // bytes of values, and of whole batches
 }
 
-// appendItem is a record (the tail in the arena) or a whole batch.
+// appendItem is a record (the tail in the arena) or a whole batch, which is an entry of the
+// log already: room for the envelope, origin, batch.
 type appendItem struct {
 	p        *Partition
 	ts       int64
@@ -187,13 +189,14 @@ func (a *Append) Batch(p *Partition, b record.Batch, o *Origin) error {
 	if err := b.Verify(); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
+	if o != nil && (len(o.Node) > 255 || len(o.Topic) > 512 || o.From < 0 || o.To < o.From || o.Partition < 0 || o.Partition > math.MaxInt32) {
+		return fmt.Errorf("%w: origin %+v", ErrInvalid, *o)
+	}
 	off, originLen := len(a.arena), 0
+	a.arena = slices.Grow(a.arena, envelopeBytes+len(b)+maxOrigin(o))[:off+envelopeBytes]
 	if o != nil {
-		if len(o.Node) > 255 || len(o.Topic) > 512 || o.From < 0 || o.To < o.From || o.Partition < 0 || o.Partition > math.MaxInt32 {
-			return fmt.Errorf("%w: origin %+v", ErrInvalid, *o)
-		}
 		a.arena = appendOrigin(a.arena, o)
-		originLen = len(a.arena) - off
+		originLen = len(a.arena) - off - envelopeBytes
 	}
 	a.value += int64(len(b))
 	a.arena = append(a.arena, b...)

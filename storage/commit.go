@@ -61,6 +61,7 @@ type committer struct {
 type pendingEntry struct {
 	p      *Partition // nil: state
 	buf    []byte     // envelope, origin, payload
+	lent   bool       // buf is the append's
 	origin int
 	roll   int // how many segments the commit has begun before it
 	count  int
@@ -402,7 +403,9 @@ func (c *committer) seal(seg *segment, next uint64) {
 // clear forgets the commit that was being written, whether it succeeded or not.
 func (c *committer) clear() {
 	for i := range c.entries {
-		c.release(c.entries[i].buf)
+		if !c.entries[i].lent {
+			c.release(c.entries[i].buf)
+		}
 		c.entries[i] = pendingEntry{}
 	}
 	c.entries, c.value = c.entries[:0], 0

@@ -13,7 +13,7 @@ func (c *committer) encode(a *Append) {
 	for i := range a.items {
 		it := &a.items[i]
 		p := it.p
-		data := a.arena[it.off:it.end]
+		data := a.arena[it.off:it.end:it.end]
 		if it.batch {
 			c.flush(p, epoch)
 			c.addBatch(it, data, epoch)
@@ -76,9 +76,9 @@ func (c *committer) flush(p *Partition, epoch int32) {
 	p.next.Store(base + int64(n))
 }
 
-func (c *committer) addBatch(it *appendItem, data []byte, epoch int32) {
+// addBatch takes the entry as it lies in the append, which is ours until done is called.
+func (c *committer) addBatch(it *appendItem, buf []byte, epoch int32) {
 	p := it.p
-	buf := append(c.buffer(), data...)
 	b := record.Batch(buf[envelopeBytes+int(it.origin):])
 	base := p.next.Load()
 	b.SetBaseOffset(base)
@@ -86,7 +86,7 @@ func (c *committer) addBatch(it *appendItem, data []byte, epoch int32) {
 	it.base = base
 	lo, hi := batchTimes(b)
 	c.touch(p)
-	c.entries = append(c.entries, pendingEntry{p: p, buf: buf, origin: int(it.origin), count: int(it.count),
+	c.entries = append(c.entries, pendingEntry{p: p, buf: buf, lent: true, origin: int(it.origin), count: int(it.count),
 		ref: ref{base: base, next: b.NextOffset(), min: lo, max: hi}})
 	p.next.Store(b.NextOffset())
 }

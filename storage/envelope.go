@@ -133,6 +133,14 @@ func appendOrigin(dst []byte, o *Origin) []byte {
 	return append(dst, o.Topic...)
 }
 
+// maxOrigin is what appendOrigin adds at most.
+func maxOrigin(o *Origin) int {
+	if o == nil {
+		return 0
+	}
+	return 37 + len(o.Node) + len(o.Topic)
+}
+
 func decodeOrigin(b []byte) (Origin, bool) {
 	var o Origin
 	if len(b) < 1 || len(b) < 1+int(b[0])+36 {

@@ -165,15 +165,10 @@ func batchTimes(b record.Batch) (lo, hi int64) {
 	if b.Codec() != record.CodecNone {
 		return math.MinInt64, hi
 	}
-	lo = hi
-	it := b.Iter(nil)
-	for it.Next() {
-		lo = min(lo, it.Record().Timestamp)
+	if lo, ok := b.MinTimestamp(); ok {
+		return lo, hi
 	}
-	if it.Err() != nil {
-		lo = math.MinInt64
-	}
-	return lo, hi
+	return math.MinInt64, hi
 }
 
 // salvage guesses which offsets a damaged stretch held from what is left of its

@@ -13,7 +13,7 @@ import (
 // collected per byte logged, a fifth of a busy node's CPU time. There is no option for
 // it, so the buffer of the segment that was just sealed is handed to the new one.
 
-// maxKeptTail is the largest buffer that is handed on.
+// maxKeptTail is the largest segment whose buffer is handed on. A hub's have 8 MiB.
 const maxKeptTail = 8 << 20
 
 // tailBuffer is where w keeps the bytes of its tail segment: the field
@@ -84,7 +84,7 @@ func (c *committer) flushBatch(rolls int) error {
 func (l *classLog) lendBuffer(w *wal.Log, kept []byte) {
 	want := l.cfg.SegmentBytes + min(l.cfg.SegmentBytes/2, l.cfg.MaxBatchBytes)
 	t := tailBuffer(w)
-	if t == nil || want > maxKeptTail {
+	if t == nil || l.cfg.SegmentBytes > maxKeptTail {
 		return
 	}
 	if cap(kept) < want {

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"reflect"
 	"runtime"
 	"testing"
 
 	"github.com/tidwall/wal"
+
+	"tailrace/storage/record"
 )
 
 // The field of the library is where walbuf.go looks for it, and a log whose tail has
@@ -44,9 +47,15 @@ func TestTailBufferIsFound(t *testing.T) {
 }
 
 // What the log allocates does not grow with what is logged: before the buffer was
-// handed on it was five bytes per byte.
+// handed on it was five bytes per byte. A node's segments, and a hub's.
 func TestSegmentsShareOneBuffer(t *testing.T) {
-	s, err := Open(Config{Dir: t.TempDir(), NodeID: "n", Classes: []ClassConfig{{Name: "main", WhenFull: Reject}}})
+	for _, segment := range []int{1 << 20, 8 << 20} {
+		t.Run(fmt.Sprintf("%dMiB", segment>>20), func(t *testing.T) { sharedBuffer(t, segment) })
+	}
+}
+
+func sharedBuffer(t *testing.T, segment int) {
+	s, err := Open(Config{Dir: t.TempDir(), NodeID: "n", Classes: []ClassConfig{{Name: "main", SegmentBytes: segment, WhenFull: Reject}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,8 +66,9 @@ func TestSegmentsShareOneBuffer(t *testing.T) {
 	}
 	p := topic.Partition(0)
 	a, value := s.NewAppend(""), make([]byte, 200)
+	commits := segment >> 16 // of a segment
 	write := func(segments int) {
-		for range segments * 16 {
+		for range segments * commits {
 			a.Reset()
 			for range 330 { // 68 KB
 				if err := a.Record(p, 1, nil, value, nil); err != nil {
@@ -73,11 +83,54 @@ func TestSegmentsShareOneBuffer(t *testing.T) {
 	write(2)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	write(5)
+	write(4)
 	runtime.ReadMemStats(&after)
-	logged := 5 * 16 * 330 * 209
+	logged := 4 * commits * 330 * 209
 	if per := float64(after.TotalAlloc-before.TotalAlloc) / float64(logged); per > 0.3 {
 		t.Errorf("%.2f bytes allocated per byte logged", per)
+	}
+}
+
+// A batch that is stored whole is copied once, into the append, and lies there as the
+// entry that is written.
+func TestBatchIsCopiedOnce(t *testing.T) {
+	s, err := Open(Config{Dir: t.TempDir(), NodeID: "n", Classes: []ClassConfig{{Name: "main", WhenFull: Reject}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	topic, err := s.CreateTopic("load", TopicConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b record.Builder
+	b.Reset(nil)
+	for i := range 200 {
+		b.Add(int64(i), nil, make([]byte, 500), nil)
+	}
+	batch := b.Finish(0, 0)
+	a := s.NewAppend("")
+	write := func(n int) {
+		for range n {
+			a.Reset()
+			if err := a.Batch(topic.Partition(0), batch, &Origin{Node: "n", Topic: "load", To: 200}); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Commit(context.Background(), a); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write(20)
+	if n := len(s.logs[0].c.free); n > 1 { // for state; a batch took none
+		t.Errorf("the committer keeps %d buffers", n)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	write(20)
+	runtime.ReadMemStats(&after)
+	if per := float64(after.TotalAlloc-before.TotalAlloc) / float64(20*len(batch)); per > 0.5 {
+		t.Errorf("%.2f bytes allocated per byte stored", per)
 	}
 }
 

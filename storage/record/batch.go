@@ -199,6 +199,16 @@ func (b Batch) BaseTimestamp() int64 { return int64(binary.BigEndian.Uint64(b[po
 // MaxTimestamp is the largest timestamp, ms since 1970.
 func (b Batch) MaxTimestamp() int64 { return int64(binary.BigEndian.Uint64(b[posMaxTime:])) }
 
+// MinTimestamp is the least timestamp of the records of an uncompressed batch that has passed
+// Verify. It looks at no more of a record than its beginning; false when they do not parse.
+func (b Batch) MinTimestamp() (lo int64, ok bool) {
+	it := b.Iter(nil)
+	for lo = math.MaxInt64; it.nextRaw(); {
+		lo = min(lo, it.rec.Timestamp)
+	}
+	return lo, it.err == nil
+}
+
 // ProducerID is -1 when the producer was not idempotent.
 func (b Batch) ProducerID() int64 { return int64(binary.BigEndian.Uint64(b[posProducer:])) }
 

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -172,6 +173,14 @@ func TestRecordsComeBackAsAdded(t *testing.T) {
 		b.LeaderEpoch() != 1 || b.ProducerID() != -1 || b.ProducerEpoch() != -1 || b.BaseSequence() != -1 ||
 		b.BaseTimestamp() != rs[0].ts || b.MaxTimestamp() != 1_790_000_000_000+math.MaxInt32 || b.Codec() != 0 {
 		t.Fatalf("header: %x", b[:record.HeaderBytes])
+	}
+	if lo, ok := b.MinTimestamp(); !ok || lo != -1 {
+		t.Errorf("least timestamp %d, %v", lo, ok)
+	}
+	cut := slices.Clone(b)
+	cut[record.HeaderBytes] = 1 // the first record's length: negative
+	if lo, ok := cut.MinTimestamp(); ok {
+		t.Errorf("records that do not parse have a least timestamp, %d", lo)
 	}
 }
 
