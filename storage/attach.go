@@ -138,24 +138,16 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 
 // declare returns the operations for ranges that no row of the ledger has yet.
 func (l *classLog) declare(lost []lostRange, reason LossReason, parts map[PartitionID]*Partition) (ops []byte) {
-	rows := l.s.allLossRows(l) // by reason and offset
+	rows := l.s.allLossRows(l)
 	for _, lr := range lost {
 		p := parts[lr.partition]
 		if p == nil {
 			continue
 		}
-		from := max(lr.from, p.start)
-		for again := true; again; {
-			again = false
-			for _, row := range rows {
-				if row.Partition == lr.partition && row.From <= from && from < row.To {
-					from, again = row.To, true
-				}
-			}
-		}
-		if from < lr.to {
-			ops = appendOp(ops, kindLoss, opSet, lossKey(p.id, reason, from), lossValue(lr.to, l.nowMS()))
-			l.stats.damagedRecords(lr.to - from)
+		lr.from = max(lr.from, p.start)
+		for _, left := range subtractRows(lr, rows) {
+			ops = appendOp(ops, kindLoss, opSet, lossKey(p.id, reason, left.from), lossValue(left.to, l.nowMS()))
+			l.stats.damagedRecords(left.to - left.from)
 		}
 	}
 	return ops

@@ -159,6 +159,7 @@ func (l *classLog) index(seg *segment) (*segmentIndex, error) {
 	}
 	sc, _, serr := l.scan(seg)
 	if serr != nil {
+		l.suspect(seg, serr)
 		return nil, serr
 	}
 	x = collectIndex(sc, seg.first)

@@ -137,11 +137,11 @@ func (c *committer) heal(seg *segment) error {
 	if !l.inLog(seg) {
 		return nil // given up meanwhile
 	}
-	x, err := l.index(seg)
+	x, err := l.indexLive(seg)
 	if err != nil {
 		return err
 	}
-	sc, data, err := l.scan(seg)
+	sc, data, err := l.scanLive(seg)
 	if err != nil {
 		return err
 	}
@@ -193,7 +193,7 @@ func (c *committer) heal(seg *segment) error {
 			return err
 		}
 	}
-	if lost > 0 {
+	if lost > 0 || sc.gone {
 		if err := c.forward(seg.last); err != nil {
 			return err
 		}

@@ -54,6 +54,14 @@ type PartitionInspection struct {
 	Bytes     int64       `json:"bytes"`
 	MinTime   int64       `json:"min_time"` // ms since 1970
 	MaxTime   int64       `json:"max_time"`
+	// Missing was acknowledged, is not there and not declared lost: the next Open declares it.
+	Missing []OffsetRange `json:"missing,omitempty"`
+}
+
+// OffsetRange is half-open.
+type OffsetRange struct {
+	From int64 `json:"from"`
+	To   int64 `json:"to"`
 }
 
 // Problem is one thing that is not as it should be. Severity "note" is what the
@@ -126,7 +134,7 @@ func Inspect(dir string, progress func(done, total int64)) (*Inspection, error) 
 		classes = append(classes, c)
 	}
 	for _, c := range classes {
-		ci := &inspector{in: in, class: c.name, state: newStateMap(nil), parts: map[PartitionID]*PartitionInspection{}, patience: durable.Patience{Left: openRereads}}
+		ci := &inspector{in: in, class: c.name, state: newStateMap(nil), parts: map[PartitionID]*PartitionInspection{}, ends: map[PartitionID]int64{}, patience: durable.Patience{Left: openRereads}}
 		if err := ci.readTwin(filepath.Join(dir, c.name, "twin")); err != nil {
 			return nil, err
 		}
@@ -163,12 +171,16 @@ type inspector struct {
 	state *stateMap
 	parts map[PartitionID]*PartitionInspection
 	next  uint64
+	// damaged is how many damage entries came last, one after the other.
+	damaged int
 
 	patience durable.Patience
 
-	commit uint64     // the highest
-	twin   *twinState // the second copy of the state
-	recent []byte     // operations since
+	ends   map[PartitionID]int64 // behind each partition's last batch in the log
+	gaps   []lostRange           // between its batches, and before the first
+	commit uint64                // the highest
+	twin   *twinState            // the second copy of the state
+	recent []byte                // operations since
 }
 
 func (x *inspector) segment(path string, tail bool) (int64, error) {
@@ -196,6 +208,7 @@ func (x *inspector) segment(path string, tail bool) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", path, err)
 	}
+	x.damaged = 0
 	x.ci.Segments++
 	x.ci.Bytes += int64(len(data))
 	sure := uint64(0)
@@ -242,12 +255,16 @@ func (x *inspector) readTwin(path string) error {
 
 func (x *inspector) entry(file string, e *scanned) {
 	if e.damaged {
+		x.damaged = 0
 		what := "the length before an entry is wrong"
 		if e.lost > 0 {
 			what = fmt.Sprintf("%d damaged bytes in place of %d entries", e.end-e.pos, e.lost)
 		}
 		x.in.problem(x.class, file, e.pos, "loss", "%s", what)
 		return
+	}
+	if e.env.kind != entryDamage {
+		x.damaged = 0
 	}
 	x.ci.Entries++
 	x.ci.Epoch = max(x.ci.Epoch, e.env.epoch)
@@ -264,7 +281,12 @@ func (x *inspector) entry(file string, e *scanned) {
 			x.recent = twinOpsOf(x.recent, e.env.payload)
 		}
 	case entryDamage:
-		x.in.problem(x.class, file, e.pos, "note", "damage that an earlier start cut out, declared and set aside")
+		const what = "damage that an earlier start cut out, declared and set aside"
+		if x.damaged++; x.damaged > 1 { // one after the other, as of a whole file
+			x.in.Problems[len(x.in.Problems)-1].What = fmt.Sprintf(what+" (%d entries)", x.damaged)
+			return
+		}
+		x.in.problem(x.class, file, e.pos, "note", what)
 		x.in.Problems[len(x.in.Problems)-1].Settled = true
 	case entryData:
 		x.data(file, e)
@@ -282,10 +304,17 @@ func (x *inspector) second() {
 		x.in.problem(x.class, "", 0, "loss", "the log was whole up to commit %d and ends with %d", tw.commit, x.commit)
 	}
 	lossy := slices.ContainsFunc(x.in.Problems, func(p Problem) bool { return p.Class == x.class && p.Severity == "loss" })
-	if !lossy && !tw.lost || tw.state.applyAll(0, x.recent) != nil {
+	if tw.state.applyAll(0, x.recent) != nil {
 		return
 	}
-	if ops := x.state.differences(tw.state); len(ops) > 0 {
+	ops := x.state.differences(tw.state)
+	switch {
+	case len(ops) == 0:
+		return
+	case !lossy && !tw.lost && tw.whole && setsAny(ops): // the first file is gone, which leaves no hole
+		x.in.problem(x.class, "", 0, "loss", "the log begins at index %d, and state that was told before is nowhere in it: the next start takes it from its second copy", x.ci.FirstIndex)
+		_ = x.state.applyAll(x.next, ops)
+	case lossy || tw.lost:
 		x.in.problem(x.class, "", 0, "note", "the log has lost state that its second copy has: the next start writes it again")
 		_ = x.state.applyAll(x.next, ops)
 	}
@@ -305,12 +334,15 @@ func (x *inspector) data(file string, e *scanned) {
 	}
 	lo, hi := batchTimes(b)
 	p := x.parts[e.env.partition]
+	if at, ok := x.ends[e.env.partition]; at < b.BaseOffset() {
+		x.gaps = append(x.gaps, lostRange{e.env.partition, at, b.BaseOffset()})
+	} else if ok && b.BaseOffset() < at {
+		x.in.problem(x.class, file, e.pos, "loss", "%v: offset %d again, %d was next", e.env.partition, b.BaseOffset(), at)
+	}
+	x.ends[e.env.partition] = b.NextOffset()
 	if p == nil {
 		p = &PartitionInspection{Partition: e.env.partition, From: b.BaseOffset(), Next: b.BaseOffset(), MinTime: lo, MaxTime: hi}
 		x.parts[e.env.partition] = p
-	}
-	if b.BaseOffset() < p.Next {
-		x.in.problem(x.class, file, e.pos, "loss", "%v: offset %d again, %d was next", e.env.partition, b.BaseOffset(), p.Next)
 	}
 	p.Next = b.NextOffset()
 	p.Records += int64(b.Count())
@@ -360,6 +392,7 @@ func (x *inspector) finish(quarantine string) {
 		}
 		return a.Index - b.Index
 	})
+	x.missing()
 	if files, err := os.ReadDir(quarantine); err == nil {
 		for _, f := range files {
 			x.ci.Quarantined = append(x.ci.Quarantined, f.Name())

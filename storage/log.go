@@ -67,6 +67,8 @@ type classLog struct {
 	patience *durable.Patience // during Open
 	suspects sync.Map          // segments that a reader could not read, until the committer has looked
 
+	undeclared []func() // damage whose row could not be made durable; owned by the committer
+
 	state *stateMap
 	files fileCache
 	side  sideCache

@@ -29,21 +29,27 @@ func (s *Store) lossRows(l *classLog) []Loss {
 
 // allLossRows are lossRows and those that are settled.
 func (s *Store) allLossRows(l *classLog) []Loss {
-	var rows []Loss
-	for _, k := range l.state.keys(kindLoss) {
-		v, ok := l.state.get(kindLoss, k)
+	rows := lossRowsOf(l.state)
+	for i := range rows {
+		if p, ok := s.PartitionByID(rows[i].Partition); ok {
+			rows[i].Topic, rows[i].Index = p.topic.name, p.index
+		}
+	}
+	return rows
+}
+
+// lossRowsOf are the rows that a state holds, without the names of the topics.
+func lossRowsOf(m *stateMap) (rows []Loss) {
+	for _, k := range m.keys(kindLoss) {
+		v, ok := m.get(kindLoss, k)
 		if !ok || len(k) != 13 || len(v) != 16 {
 			continue
 		}
-		row := Loss{
+		rows = append(rows, Loss{
 			Partition: PartitionID(binary.BigEndian.Uint32([]byte(k))), Reason: LossReason(k[4]),
 			From: int64(binary.BigEndian.Uint64([]byte(k[5:]))), To: int64(binary.BigEndian.Uint64(v)),
 			At: time.UnixMilli(int64(binary.BigEndian.Uint64(v[8:]))),
-		}
-		if p, ok := s.PartitionByID(row.Partition); ok {
-			row.Topic, row.Index = p.topic.name, p.index
-		}
-		rows = append(rows, row)
+		})
 	}
 	return rows
 }
@@ -133,17 +139,34 @@ func (l *classLog) damaged(p *Partition, seg *segment, r ref, cause error) {
 		"from", r.base, "to", r.next, "file", seg.path, "position", r.pos, "err", cause)
 	l.stats.damagedRecords(r.next - r.base)
 	l.post(func() {
-		if err := l.c.declareHole(p, r); err != nil {
-			l.lg.Error("declare damage", "err", err)
-			return // the next Open finds it again
-		}
-		if seg.clean == nil {
-			l.c.healOrLeave(seg)
-			return
-		}
-		l.quarantine(seg.path, "rot", false)
-		l.s.cfg.FS.Remove(l.sideOf(seg))
+		l.c.declareAndMend(p, seg, r)
 	})
+}
+
+// declareAndMend makes the row durable and has the segment repaired. A disk that takes no
+// row now may take it later: then it is tried again.
+func (c *committer) declareAndMend(p *Partition, seg *segment, r ref) {
+	l := c.l
+	if err := c.declareHole(p, r); err != nil {
+		l.lg.Error("declare damage; tried again", "err", err)
+		l.undeclared = append(l.undeclared, func() { c.declareAndMend(p, seg, r) })
+		return
+	}
+	if seg.clean == nil {
+		c.healOrLeave(seg)
+		return
+	}
+	l.quarantine(seg.path, "rot", false)
+	l.s.cfg.FS.Remove(l.sideOf(seg))
+}
+
+// declareAgain tries again what could not be declared when it was found.
+func (c *committer) declareAgain() {
+	again := c.l.undeclared
+	c.l.undeclared = nil
+	for _, f := range again {
+		f()
+	}
 }
 
 // addHole makes readers step over a batch, and tells whether they did not yet.

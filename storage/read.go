@@ -78,6 +78,7 @@ func (p *Partition) eachEntry(seg *segment, refs []ref, each func(env *envelope,
 	l := p.log
 	f, err := l.files.get(seg.path)
 	if err != nil {
+		l.suspect(seg, err)
 		return next, &DiskError{"open", seg.path, err}
 	}
 	defer l.files.put(f)

@@ -219,9 +219,9 @@ func TestRotUnderAnOpenStoreIsSteppedOver(t *testing.T) {
 	plainRead(t, dir)
 }
 
-// TestMissingSegmentKeepsTheLastRun: with a file gone, what is behind it stays,
-// what is before it is set aside and declared.
-func TestMissingSegmentKeepsTheLastRun(t *testing.T) {
+// TestMissingSegmentTakesNothingElse: with a file gone, what is behind it stays, and what
+// is before it; what was in it is declared.
+func TestMissingSegmentTakesNothingElse(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "s")
 	s := open(t, dir, onFS(&testFS{}), segmentBytes(4096))
 	p := topic(t, s, "wind", 1).Partition(0)
@@ -243,8 +243,11 @@ func TestMissingSegmentKeepsTheLastRun(t *testing.T) {
 		p = tp.Partition(0)
 		got := readAll(t, p, 0)
 		l := s.Losses()
-		if len(l) != 1 || l[0].From != 0 || l[0].To != got[0].Offset || p.HighWatermark() != 300 || len(got) != 300-int(l[0].To) || len(got) < 100 {
+		if len(l) != 1 || l[0].From < 100 || l[0].To > 200 || p.HighWatermark() != 300 || len(got) != 300-int(l[0].To-l[0].From) || got[0].Offset != 0 {
 			t.Fatalf("losses %+v, %d records from %d", l, len(got), got[0].Offset)
+		}
+		if got[l[0].From-1].Offset != l[0].From-1 || got[l[0].From].Offset != l[0].To {
+			t.Fatalf("losses %+v, but records %d and %d are neighbours", l, got[l[0].From-1].Offset, got[l[0].From].Offset)
 		}
 		if v, _ := s.State(storage.KindMeta, "k"); string(v) != "late" || s.Identity().Epoch.Number != 2 {
 			t.Fatalf("state %q, epoch %d", v, s.Identity().Epoch.Number)

@@ -72,7 +72,7 @@ func (l *classLog) recover() (*recovered, error) {
 		return nil, err
 	}
 	l.catalog.load(l.idxDir)
-	floor, err := l.keepLastRun(r)
+	floor, err := l.closeHoles(r)
 	if err != nil {
 		return nil, err
 	}
@@ -332,68 +332,6 @@ func kept(path string) string {
 		return ""
 	}
 	return ", kept as " + path
-}
-
-// keepLastRun drops all but the last consecutive run of segments and returns the
-// state floor. A segment with a fitting side file is believed; others are read.
-func (l *classLog) keepLastRun(r *recovered) (floor uint64, err error) {
-	r.indexes = make([]*segmentIndex, len(r.segs))
-	for i := len(r.segs) - 2; i >= 0; i-- {
-		seg, next := r.segs[i], r.segs[i+1].first
-		x, err := l.summary(seg)
-		if err == nil && x.first == seg.first && x.last+1 == next {
-			floor = max(floor, x.floor)
-			if x.size == seg.size {
-				seg.last, seg.arrival, r.indexes[i] = x.last, x.arrival, x
-				continue
-			}
-			continue // shorter or longer than it was: loadSegment repairs it
-		}
-		sc, _, err := l.scan(seg)
-		if err != nil {
-			return 0, err
-		}
-		if sc.next <= next && (sc.next == next || sc.tornAt < sc.size) {
-			continue
-		}
-		// A hole: a file is missing, or this one is from another time. The records
-		// before it are set aside, but the state is needed: topics, epochs, sessions.
-		for _, s := range r.segs[:i+1] {
-			if err := l.rescueState(r, s, floor); err != nil {
-				return 0, err
-			}
-		}
-		if err := l.loseState(r); err != nil {
-			return 0, err
-		}
-		for _, s := range r.segs[:i+1] {
-			r.report(l, Repair{File: filepath.Base(s.path), What: "quarantined", Bytes: s.size,
-				Detail: fmt.Sprintf("entries %d to %d are missing after it%s", sc.next, next-1, kept(l.quarantine(s.path, "stray", true)))})
-			l.s.cfg.FS.Remove(l.sidePath(s.first))
-		}
-		r.cut = true
-		r.segs, r.indexes = r.segs[i+1:], r.indexes[i+1:]
-		return floor, l.syncSegDir()
-	}
-	return floor, nil
-}
-
-// rescueState replays the state in a segment that is about to be set aside. Open
-// writes it forward, since no segment of the log tells it any more.
-func (l *classLog) rescueState(r *recovered, seg *segment, floor uint64) error {
-	if x, err := readSide(l.s.cfg.FS, l.sidePath(seg.first), false); err == nil && x.first == seg.first && x.last < floor {
-		return nil
-	}
-	sc, _, err := l.scan(seg)
-	if err != nil {
-		return err
-	}
-	l.replay(r, seg, sc, floor)
-	x := collectIndex(sc, seg.first)
-	for j := range x.parts { // so that their offsets are not given out again
-		r.lost = append(r.lost, lostRange{x.parts[j].id, x.parts[j].base, x.parts[j].next})
-	}
-	return nil
 }
 
 // loadSegment brings the i-th segment into r: by its side file when that is

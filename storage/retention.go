@@ -55,6 +55,7 @@ func (c *committer) retain() error {
 		c.fail(err)
 		return err
 	}
+	c.declareAgain()
 	c.l.reserve.fill(c.mayFillReserve)
 	if c.room(false) > 0 {
 		c.l.stats.setFull(false)

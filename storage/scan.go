@@ -41,6 +41,7 @@ type segmentScan struct {
 	// are none.
 	tornAt int64
 	bad    []durable.Range // the disk refused to read: zeros in the data
+	gone   bool            // there was no file, see scanLive
 }
 
 func (sc *segmentScan) damaged() bool {

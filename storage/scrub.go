@@ -152,7 +152,12 @@ func (s *Store) scrub(l *classLog, seg *segment, rate int64) error {
 		}
 	})
 	switch {
-	case err == nil, errors.Is(err, ErrClosed), errors.Is(err, fs.ErrNotExist): // given up or replaced meanwhile
+	case err == nil, errors.Is(err, ErrClosed):
+		return nil
+	case errors.Is(err, fs.ErrNotExist): // given up or replaced meanwhile, or gone
+		if err := l.do(func() error { l.judge(seg); return nil }); err != nil && !errors.Is(err, ErrClosed) {
+			return err
+		}
 		return nil
 	case !errors.Is(err, errDamaged):
 		l.lg.Error("segment cannot be read", "file", seg.path, "err", err)

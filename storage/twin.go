@@ -319,6 +319,10 @@ func (l *classLog) restoreState(r *recovered) {
 		return
 	}
 	restore := l.state.differences(tw.state)
+	if !r.stateLost && !tw.lost && tw.whole && setsAny(restore) { // the first file is gone, which leaves no hole
+		r.stateLost, r.cut = true, true
+		r.report(l, Repair{File: filepath.Base(r.segs[0].path), What: "missing", Detail: "the log begins here, and state that was told before is nowhere in it"})
+	}
 	if !r.stateLost && !tw.lost {
 		l.twin.have = tw.whole && len(r.recent) == 0 && len(restore) == 0
 		l.twin.commit, l.twin.size, l.twin.base = tw.commit, tw.size, tw.size
@@ -358,6 +362,18 @@ func (m *stateMap) differences(o *stateMap) (ops []byte) {
 		}
 	}
 	return ops
+}
+
+// setsAny tells whether operations set a key.
+func setsAny(ops []byte) bool {
+	for len(ops) > 0 {
+		_, op, _, _, rest, err := nextOp(ops)
+		if err != nil || op == opSet {
+			return err == nil
+		}
+		ops = rest
+	}
+	return false
 }
 
 // twinWhole is what the second copy says when it is written anew.

@@ -69,7 +69,7 @@ type Identity struct {
 type Repair struct {
 	Class string
 	File  string
-	What  string // "tail-cut", "rot", "unreadable", "quarantined", "truncation-finished", "temp-removed", "tail-lost", "state-restored", "declared", "identity-restored"
+	What  string // "tail-cut", "rot", "missing", "unreadable", "quarantined", "truncation-finished", "temp-removed", "tail-lost", "state-restored", "declared", "identity-restored"
 	Bytes int64  // cut or set aside
 	// Entries that were lost; for a cut tail they were never acknowledged,
 	// unless the disk had lied about a flush.

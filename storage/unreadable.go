@@ -1,8 +1,9 @@
 package storage
 
 import (
+	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -103,10 +104,11 @@ func (sc *segmentScan) asideAs() string {
 	return "rot"
 }
 
-// suspect is told by a reader that the disk has refused to read a part of a segment. The
-// committer asks again; what the disk does not give then is declared, and the segment mended.
+// suspect is told by a reader that the disk has refused to read a part of a segment, or that
+// its file is not there. The committer asks again; what the disk does not give then is
+// declared, and the segment mended.
 func (l *classLog) suspect(seg *segment, cause error) {
-	if !durable.Unreadable(cause) {
+	if !durable.Unreadable(cause) && !errors.Is(cause, fs.ErrNotExist) {
 		return
 	}
 	if _, known := l.suspects.LoadOrStore(seg, true); known {
@@ -127,8 +129,14 @@ func (l *classLog) judge(seg *segment) {
 		return
 	}
 	_, bad, err := l.salvage(seg.path, seg.size)
+	if errors.Is(err, fs.ErrNotExist) {
+		if l.inClean(seg) && l.stillThere() == nil {
+			l.declareClean(seg, &segmentScan{next: 1})
+		}
+		return
+	}
 	if err != nil || len(bad) == 0 {
-		if err != nil && !os.IsNotExist(err) {
+		if err != nil {
 			l.lg.Error("a file of a compacted partition cannot be read now", "file", seg.path, "err", err)
 		}
 		return
