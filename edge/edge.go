@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -261,7 +262,7 @@ func (n *Node) open() error {
 	}
 	if n.link, err = link.NewClient(link.ClientConfig{
 		Fallback: c.Uplink.Fallback, Proxy: proxy, RateLimit: int64(c.Uplink.RateLimit),
-		NodeID: c.Node, Hubs: c.Uplink.Hubs, TLS: n.uplinkTLS, CertTime: n.certTime, Source: n.source, Status: n.wireStatus, PacketConn: c.PacketConn,
+		NodeID: c.Node, Hubs: c.Uplink.Hubs, TLS: n.uplinkTLS, CertTime: n.certTime, Tickets: storage.StateFile{FS: c.FS, Path: filepath.Join(c.Storage.Dir, "link-tickets")}, Source: n.source, Status: n.wireStatus, PacketConn: c.PacketConn,
 		Logger: n.logger.With("part", "uplink"), Boot: n.store.Identity().BootID, Software: "tailrace-edge " + c.Version,
 		KnownStore: n.source.knownStore, OnWelcome: n.welcomed,
 		ClockTrusted: n.clockTrusted, WindowBytes: int(c.Uplink.Window), NoCompression: c.Uplink.NoCompression,

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -122,7 +123,7 @@ func New(c Config) (_ *Hub, err error) {
 		return nil, err
 	}
 	if h.links, err = link.NewServer(link.ServerConfig{PacketConn: h.conn, Listener: h.nodeLn, TLS: linkTLS, Sink: sink{h}, Logger: c.Logger.With("subsystem", "link"),
-		StatelessResetKey: key, MaxNodes: c.Limits.MaxNodes, RestartSpread: restartSpread(len(h.nodes.nodes)),
+		StatelessResetKey: key, TicketKeys: storage.StateFile{FS: c.FS, Path: filepath.Join(c.DataDir, "link-ticket-keys")}, MaxNodes: c.Limits.MaxNodes, RestartSpread: restartSpread(len(h.nodes.nodes)),
 		Split: splitRange}); err != nil {
 		return nil, err
 	}

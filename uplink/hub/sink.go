@@ -17,7 +17,10 @@ import (
 // sink is the hub as the link sees it.
 type sink struct{ h *Hub }
 
-var _ link.Sink = sink{}
+var (
+	_ link.Sink      = sink{}
+	_ link.Previewer = sink{}
+)
 
 func (s sink) Identity() (wire.ID, int32) { return s.h.central.Identity() }
 
@@ -116,6 +119,30 @@ func (s sink) Hello(ctx context.Context, id string, h wire.Hello) (link.Plan, er
 	}
 	s.h.central.resume(id)
 	return s.plan(ctx, id, h.Inventory)
+}
+
+// Preview implements link.Previewer: what Hello would answer where it has nothing to do but to answer.
+func (s sink) Preview(ctx context.Context, id string, h wire.Hello) (link.Plan, bool) {
+	if s.h.clustered() {
+		return link.Plan{}, false
+	}
+	t := &s.h.nodes
+	t.mu.Lock()
+	n := t.nodes[id]
+	ok := n != nil && n.refusedBoot(h.Boot) == "" && n.saved.Fenced == "" && (h.Boot != n.boot || h.Sequence > n.sequence)
+	t.mu.Unlock()
+	if !ok {
+		return link.Plan{}, false
+	}
+	known, err := s.h.central.known(id)
+	if err != nil {
+		return link.Plan{}, false
+	}
+	if v := decide(known, h.Inventory.Epochs, false, false); v.reason != "" || v.adopt != nil {
+		return link.Plan{}, false
+	}
+	plan, err := s.plan(ctx, id, h.Inventory)
+	return plan, err == nil
 }
 
 // refusedBoot says why nothing more is taken from a process, or "". Called with the

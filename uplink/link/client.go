@@ -24,7 +24,8 @@ type Client struct {
 	acked    atomic.Int64
 	linkUp   chan struct{} // capacity 1
 	command  chan struct{} // capacity 1: held while a command runs
-	sequence uint64        // owned by Run
+	sequence uint64        // owned by Run, and by a dial that it waits for
+	tickets  *tickets
 
 	mu      sync.Mutex // guards the following
 	state   ClientState
@@ -44,7 +45,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{cfg: cfg, linkUp: make(chan struct{}, 1), command: make(chan struct{}, 1), live: map[*session]struct{}{}, policy: Open(cfg.RateLimit)}, nil
+	return &Client{cfg: cfg, tickets: newTickets(cfg.Tickets, cfg.Logger), linkUp: make(chan struct{}, 1), command: make(chan struct{}, 1), live: map[*session]struct{}{}, policy: Open(cfg.RateLimit)}, nil
 }
 
 // LinkUp tells the client that the network changed for the better (an interface came
@@ -88,6 +89,7 @@ func (c *Client) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { c.watchSource(ctx) })
+	wg.Go(func() { c.tickets.save(ctx.Done()) })
 	d := &dialer{c: c}
 	var cur *session
 	defer func() {
@@ -228,6 +230,7 @@ type dialer struct {
 	spread   bool        // the last dial was put off because the hub had restarted
 	timedOut bool        // nobody answered the last handshake
 	choice   choice      // of the transport
+	late     bool        // an early Hello came to nothing: the next is none
 	hurried  bool        // a back-off was cut short since the last session, although no probe had been lost
 }
 
@@ -297,9 +300,10 @@ func (d *dialer) dial(ctx context.Context, hub string) (s *session, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.DialTimeout)
 	defer cancel()
-	c.sequence++
-	s, err = open(ctx, c, conn.carrier, hub, c.sequence, conn.again)
+	_, isEarly := conn.carrier.(earlyConn)
+	s, err = open(ctx, c, conn.carrier, hub, conn.again)
 	if err != nil {
+		d.late = isEarly // the next Hello waits for the handshake
 		conn.close(codeOf(err), clip(err.Error()))
 		return nil, err
 	}
@@ -379,10 +383,10 @@ func (d *dialer) handshake(ctx context.Context, hub string, conf *tls.Config, qc
 }
 
 func (d *dialer) dialOnce(ctx context.Context, conf *tls.Config, qc *quic.Config) (carrier, error) {
-	conn, err := d.tr.Dial(ctx, d.addr, conf, qc)
+	conn, err := d.dialEarly(ctx, conf, qc)
 	d.timedOut = err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) || isTimeout(err)
 	if err == nil {
-		return quicConn{conn}, nil
+		return conn, nil
 	}
 	d.silent = d.silent || d.timedOut
 	d.c.traffic.add(failedDial)
@@ -440,6 +444,7 @@ func (d *dialer) retryAfter(err error) {
 
 // ended looks at how a session ended: after a good one the back-off starts anew.
 func (d *dialer) ended(s *session) {
+	d.late = s.early && !s.useful.Load()
 	if s.useful.Load() {
 		d.failures = 0
 	}

@@ -20,6 +20,7 @@ type ClientConfig struct {
 	TLS    *tls.Config // client certificate and roots; cloned, ALPN and TLS 1.3 are set here
 	// CertTime is the time at which the hub's certificates (leaf first) must be valid; nil = TLS.Time.
 	CertTime   func(chain []*x509.Certificate) time.Time
+	Tickets    Keeper                         // TLS tickets over restarts; nil = kept in memory
 	Source     Source                         // the node's log
 	Status     func() wire.Status             // nil = no reports
 	PacketConn func() (net.PacketConn, error) // a fresh socket, closed by the client; nil = UDP on the wildcard address
@@ -52,6 +53,7 @@ type ClientConfig struct {
 	BulkWindow     int           // zstd window of the bulk stream. Default 512 KiB
 	NoCompression  bool          // send everything with codec none
 	NoTransform    bool          // compress with zstd only
+	NoEarlyData    bool          // say Hello only after the handshake
 	MaxBulk        int           // extra bulk connections at most, within what the hub allows. Default 16, negative = none
 	Heartbeat      time.Duration // default 15 s; the hub's wish wins
 	StatusInterval time.Duration // default 15 s
@@ -72,6 +74,8 @@ type ServerConfig struct {
 	Logger     *slog.Logger
 
 	StatelessResetKey *[32]byte // fixed across restarts, so that nodes notice one at once; nil = none
+	TicketKeys        Keeper    // keys of TLS tickets over restarts, so that nodes come back by resumption; nil = kept in memory
+	NoEarlyData       bool      // take no Hello before the handshake is over
 
 	// Split cuts a concatenation of batches to the offsets [from, to); nil = a batch that
 	// crosses the edge of a wanted range is refused. storage/record has one.

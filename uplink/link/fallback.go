@@ -149,7 +149,7 @@ func (d *dialer) connect(ctx context.Context, hub string) (connection, error) {
 	return connection{}, first
 }
 
-func (d *dialer) clientTLS(hub string) (*tls.Config, error) {
+func (d *dialer) clientTLS(over Transport, hub string) (*tls.Config, error) {
 	conf := d.c.cfg.TLS.Clone()
 	if conf.ServerName == "" {
 		var err error
@@ -157,6 +157,7 @@ func (d *dialer) clientTLS(hub string) (*tls.Config, error) {
 			return nil, err
 		}
 	}
+	conf.ClientSessionCache = d.c.tickets.at(over, hub, conf)
 	conf.VerifyConnection = verifyHub(conf.VerifyConnection)
 	if at := d.c.cfg.CertTime; at != nil {
 		conf.InsecureSkipVerify = true // verifyAt does it all
@@ -174,7 +175,7 @@ func (d *dialer) dialQUIC(ctx context.Context, hub string) connection {
 	if err != nil {
 		return connection{err: err}
 	}
-	conf, err := d.clientTLS(hub)
+	conf, err := d.clientTLS(OverQUIC, hub)
 	if err != nil {
 		return connection{err: err}
 	}
@@ -194,7 +195,7 @@ func (d *dialer) dialQUIC(ctx context.Context, hub string) connection {
 
 func (d *dialer) dialTCP(ctx context.Context, hub string) connection {
 	cfg := &d.c.cfg
-	conf, err := d.clientTLS(hub)
+	conf, err := d.clientTLS(OverTCP, hub)
 	if err != nil {
 		return connection{err: err}
 	}

@@ -32,6 +32,7 @@ type hubSession struct {
 	info     SessionInfo
 	storeID  wire.ID
 	epoch    int32
+	told     bool // Welcome, refusals and the first Wants were said before the Hello was admitted
 
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
@@ -104,9 +105,12 @@ func (hs *hubSession) run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { hs.end(&localClose{wire.CodeShutdown, "the hub is shutting down"}) })
 	defer stop()
 	hs.s.cfg.Sink.Connected(hs.node, hs.info)
-	msgs := []wire.Message{hs.welcome()}
-	if hs.refusals != nil {
-		msgs = append(msgs, hs.refusals)
+	var msgs []wire.Message
+	if !hs.told {
+		msgs = append(msgs, hs.welcome())
+		if hs.refusals != nil {
+			msgs = append(msgs, hs.refusals)
+		}
 	}
 	if hs.plan.Config != nil {
 		msgs = append(msgs, hs.plan.Config)

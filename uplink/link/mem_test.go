@@ -235,6 +235,7 @@ type memSink struct {
 	gaps     []wire.Gap
 	sessions int
 	helloAt  []time.Time
+	stale    bool // Preview knows nothing
 	noTimes  bool // do not keep when things were stored
 	appended func(o wire.Origin, n int64)
 	tail     chan struct{} // closed when the append before is done: keeps done in order

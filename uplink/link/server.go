@@ -34,6 +34,10 @@ type Server struct {
 	count int // sessions being admitted or running
 
 	tests tests
+
+	tickets    *ticketKeys
+	previews   chan struct{} // taken while an early Hello is answered and waits
+	handshakes struct{ full, resumed, early atomic.Int64 }
 }
 
 // node is what the server remembers of one node id. admit is held while a session
@@ -50,7 +54,9 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, nodes: map[string]*node{}, byID: map[wire.ID]*hubSession{}}
+	s := &Server{cfg: cfg, nodes: map[string]*node{}, byID: map[wire.ID]*hubSession{}, previews: make(chan struct{}, maxPreviews)}
+	s.tickets = newTicketKeys(cfg.TicketKeys, cfg.Logger, cfg.TLS.Time)
+	s.cfg.TLS = s.tickets.serve(cfg.TLS)
 	rand.Read(s.boot[:])
 	return s, nil
 }
@@ -69,7 +75,8 @@ func (s *Server) Run(ctx context.Context) error {
 	conf.MaxIncomingStreams, conf.MaxIncomingUniStreams = 1, 8
 	conf.InitialStreamReceiveWindow, conf.MaxStreamReceiveWindow = 64<<10, 2<<20
 	conf.InitialConnectionReceiveWindow, conf.MaxConnectionReceiveWindow = 128<<10, 4<<20
-	l, err := tr.Listen(s.cfg.TLS, conf)
+	conf.Allow0RTT = !s.cfg.NoEarlyData
+	l, err := tr.ListenEarly(s.cfg.TLS, conf)
 	if err != nil {
 		return fmt.Errorf("listen for nodes on %s: %w", s.cfg.PacketConn.LocalAddr(), err)
 	}
@@ -137,12 +144,28 @@ func (s *Server) acceptTCP(ctx context.Context, l net.Listener) {
 // goroutine of its own: the stack that a Hello has grown is not kept for thousands of
 // silent nodes.
 func (s *Server) serve(ctx context.Context, conn carrier) {
-	if isTest(conn.tlsState()) {
+	isEarly := early(conn)
+	if !isEarly { // nobody in particular, before
+		hctx, cancel := context.WithTimeout(ctx, s.cfg.HelloTimeout)
+		err := confirmed(hctx, conn)
+		cancel()
+		if err != nil {
+			conn.close(codeOf(err), "")
+			return
+		}
+	}
+	cs := conn.tlsState()
+	if isTest(cs) {
 		err := s.test(ctx, conn)
 		conn.close(codeOf(err), closeText(err))
 		return
 	}
-	run, err := s.connection(ctx, conn)
+	if cs.DidResume {
+		s.handshakes.resumed.Add(1)
+	} else {
+		s.handshakes.full.Add(1)
+	}
+	run, err := s.connection(ctx, conn, isEarly)
 	if run == nil {
 		conn.close(codeOf(err), closeText(err))
 		return
@@ -154,7 +177,7 @@ func (s *Server) serve(ctx context.Context, conn carrier) {
 }
 
 // connection reads the Hello. run is the admitted session, nil when there is none.
-func (s *Server) connection(ctx context.Context, conn carrier) (run func() error, err error) {
+func (s *Server) connection(ctx context.Context, conn carrier, isEarly bool) (run func() error, err error) {
 	id, err := nodeOf(conn.tlsState())
 	if err != nil {
 		return nil, &RefuseError{Code: wire.CodeAuth, Message: err.Error()}
@@ -176,7 +199,23 @@ func (s *Server) connection(ctx context.Context, conn carrier) (run func() error
 	if !ok {
 		return nil, fmt.Errorf("%w: message type %d where Hello is expected", wire.ErrMalformed, m.Type())
 	}
-	run, err = s.admit(ctx, conn, st, r, id, h)
+	var told *hubSession
+	if isEarly {
+		select {
+		case s.previews <- struct{}{}:
+			if early(conn) {
+				told = s.preview(hctx, conn, st, r, id, h)
+			}
+			err = confirmed(hctx, conn)
+			<-s.previews
+		default:
+			err = confirmed(hctx, conn)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	run, err = s.admit(ctx, conn, st, r, id, h, told)
 	var re *RefuseError
 	if errors.As(err, &re) {
 		s.cfg.Logger.Warn("node refused", "node", id, "remote", conn.RemoteAddr().String(), "code", int(re.Code), "err", re.Message)
@@ -204,7 +243,7 @@ func (s *Server) refuse(conn carrier, st controlStream, re *RefuseError) {
 	}
 }
 
-func (s *Server) admit(ctx context.Context, conn carrier, st controlStream, r *wire.Reader, id string, h *wire.Hello) (run func() error, err error) {
+func (s *Server) admit(ctx context.Context, conn carrier, st controlStream, r *wire.Reader, id string, h *wire.Hello, told *hubSession) (run func() error, err error) {
 	if h.Node != id {
 		return nil, &RefuseError{Code: wire.CodeAuth, Message: fmt.Sprintf("Hello names node %q, the certificate %q", h.Node, id)}
 	}
@@ -235,7 +274,7 @@ func (s *Server) admit(ctx context.Context, conn carrier, st controlStream, r *w
 		}
 		s.mu.Unlock()
 	}
-	hs, err := s.takeOver(ctx, conn, st, r, n, id, h)
+	hs, err := s.takeOver(ctx, conn, st, r, n, id, h, told)
 	if err != nil {
 		leave()
 		return nil, err
@@ -247,8 +286,8 @@ func (s *Server) admit(ctx context.Context, conn carrier, st controlStream, r *w
 }
 
 // takeOver ends the node's older session and admits the new one. The Sink's plan is
-// made only when nothing of the older session can still become durable.
-func (s *Server) takeOver(ctx context.Context, conn carrier, st controlStream, r *wire.Reader, n *node, id string, h *wire.Hello) (*hubSession, error) {
+// made only when nothing of the older session can still become durable. told is what an early Hello was answered with.
+func (s *Server) takeOver(ctx context.Context, conn carrier, st controlStream, r *wire.Reader, n *node, id string, h *wire.Hello, told *hubSession) (*hubSession, error) {
 	n.admit.Lock()
 	defer n.admit.Unlock()
 	s.mu.Lock()
@@ -284,7 +323,15 @@ func (s *Server) takeOver(ctx context.Context, conn carrier, st controlStream, r
 		}
 		return nil, re
 	}
-	hs := newHubSession(s, conn, st, r, id, h, plan)
+	hs := told
+	switch {
+	case hs == nil:
+		hs = newHubSession(s, conn, st, r, id, h, plan)
+	case hs.holds(&plan):
+		hs.plan.Config = plan.Config
+	default:
+		return nil, &RefuseError{Code: wire.CodeUnavailable, Message: "what the hub holds has changed since it answered the early Hello", RetryAfter: time.Millisecond}
+	}
 	s.mu.Lock()
 	n.cur = hs
 	s.byID[h.Session] = hs

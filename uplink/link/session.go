@@ -23,6 +23,7 @@ type session struct {
 	reader  *wire.Reader
 	hub     string
 	id      wire.ID
+	early   bool // Hello went as early data
 
 	dialBulk func(context.Context) (carrier, error)
 	welcome  wire.Welcome
@@ -91,37 +92,34 @@ const (
 )
 
 // open says Hello on a fresh connection and starts the session once welcomed.
-func open(ctx context.Context, c *Client, conn carrier, hub string, sequence uint64, dialBulk func(context.Context) (carrier, error)) (*session, error) {
-	st, err := conn.openControl(ctx)
-	if err != nil {
-		return nil, err
+func open(ctx context.Context, c *Client, conn carrier, hub string, dialBulk func(context.Context) (carrier, error)) (*session, error) {
+	var g *greeting
+	said := false
+	if e, ok := conn.(earlyConn); ok {
+		conn, g, said = e.quicConn, e.greeting, true
+	} else {
+		st, err := conn.openControl(ctx)
+		if err != nil {
+			return nil, err
+		}
+		g = c.greet()
+		g.control = st
 	}
-	s := &session{c: c, conn: conn, control: st, reader: wire.NewReader(st), hub: hub, dialBulk: dialBulk, id: randomID(c.cfg.Rand), done: make(chan struct{}),
+	st, inv, codecs := g.control, g.hello.Inventory, g.hello.Codecs
+	s := &session{c: c, conn: conn, control: st, reader: wire.NewReader(st), hub: hub, dialBulk: dialBulk, id: g.hello.Session, early: said, generation: g.generation, done: make(chan struct{}),
 		measured: make(chan measurement, 1), stall: make(chan struct{}, 1), recovered: make(chan struct{}, 1), poke: make(chan struct{}, 1), changed: make(chan struct{}, 1),
 		writeKick: make(chan struct{}, 1), commands: make(chan wire.Command, 16),
 		log: c.cfg.Logger.With("hub", hub)}
-	s.generation = c.cfg.Source.Generation()
-	inv := c.cfg.Source.Inventory()
 	if n := len(inv.Epochs); n > 0 {
 		s.epoch = inv.Epochs[n-1].ID
-	}
-	codecs := []wire.Codec{wire.CodecTelemetry, wire.CodecZstd, wire.CodecNone}
-	switch {
-	case c.cfg.NoCompression:
-		codecs = codecs[2:]
-	case c.cfg.NoTransform:
-		codecs = codecs[1:]
-	}
-	hello := &wire.Hello{Version: wire.Version, MinVersion: 1, Node: c.cfg.NodeID, Session: s.id, Boot: c.cfg.Boot, Sequence: sequence,
-		Clock: c.clock(), Inventory: inv, Codecs: codecs, Software: c.cfg.Software}
-	if c.cfg.KnownStore != nil {
-		hello.Store = c.cfg.KnownStore()
 	}
 	if dl, ok := ctx.Deadline(); ok {
 		st.SetReadDeadline(dl)
 	}
-	if _, err := sendMessages(st, nil, []wire.Message{hello}); err != nil {
-		return nil, err
+	if !said {
+		if _, err := sendMessages(st, nil, []wire.Message{g.hello}); err != nil {
+			return nil, err
+		}
 	}
 	m, err := s.reader.Read()
 	if err != nil {
