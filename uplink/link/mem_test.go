@@ -34,7 +34,8 @@ type memSource struct {
 	changed chan struct{}
 	gaps    []link.GapProposal
 	readErr error
-	sink    *memSink // acks are compared with what it holds
+	sink    *memSink      // acks are compared with what it holds
+	ackCame chan struct{} // capacity 1: something was acknowledged
 	node    string
 }
 
@@ -55,7 +56,7 @@ type memBatch struct {
 }
 
 func newSource(epoch byte, topics ...string) *memSource {
-	s := &memSource{changed: make(chan struct{}, 1), epochs: []wire.EpochInfo{{ID: wire.ID{epoch}, Number: 1}}}
+	s := &memSource{changed: make(chan struct{}, 1), ackCame: make(chan struct{}, 1), epochs: []wire.EpochInfo{{ID: wire.ID{epoch}, Number: 1}}}
 	for _, t := range topics {
 		s.addTopic(t)
 	}
@@ -192,6 +193,10 @@ func (s *memSource) Acked(topic string, index int, epoch wire.ID, held uplink.Ra
 		p.acked[epoch] = new(uplink.RangeSet)
 	}
 	p.acked[epoch].AddSet(held)
+	select {
+	case s.ackCame <- struct{}{}:
+	default:
+	}
 	s.gaps = slices.DeleteFunc(s.gaps, func(g link.GapProposal) bool {
 		r := g.Gap.Ranges[0]
 		return g.Topic == topic && g.Partition == index && g.Epoch == epoch && p.acked[epoch].Covers(r.From, r.To)
