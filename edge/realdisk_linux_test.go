@@ -64,7 +64,9 @@ func (d *disk) mount(options ...string) {
 // unmount waits until nobody uses the file system, and until its loop device has let go of
 // the image: a mount of it would otherwise find the old one again, read-only as it is.
 func (d *disk) unmount() {
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(30 * time.Second); ; <-tick.C {
 		err := syscall.Unmount(d.dir, 0)
 		if errors.Is(err, syscall.EBUSY) && time.Now().Before(deadline) {
 			continue
@@ -143,7 +145,11 @@ func (c *crowd) run(p *paho.Client, device int) {
 				return
 			}
 		} else if r.ReasonCode != 0 { // as a device that backs off
-			time.Sleep(10 * time.Millisecond)
+			select {
+			case <-c.stop:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
 		}
 	}
 }

@@ -64,6 +64,18 @@ func newWorld(t testing.TB, b *memBackend, edit func(*mqtt.Config)) *world {
 	return w
 }
 
+// until looks again and again whether ok holds.
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(90 * time.Second); !ok(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatalf("not within 90 s: %s", what)
+		}
+	}
+}
+
 // device is a client that speaks raw packets.
 type device struct {
 	t  testing.TB

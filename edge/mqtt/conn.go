@@ -223,7 +223,7 @@ func (c *conn) serve() error {
 func (c *conn) end() {
 	s := c.srv
 	defer s.wg.Done()
-	if c.raw != nil && c.out.silent() {
+	if c.out.silent() {
 		defer s.inTurn()()
 	}
 	defer c.admitted.Close()

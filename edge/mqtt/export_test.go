@@ -44,6 +44,20 @@ func FlusherRoom(turns int) int {
 	return cap(f.queue)
 }
 
+// Admitted is how many connections are open, those included of which no WebSocket has come yet.
+func (s *Server) Admitted() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.admitted
+}
+
+// LoggingIn is how many of them have not logged in and may still.
+func (s *Server) LoggingIn() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.logins
+}
+
 // HoldTurns makes connections that nothing was said to wait with their end until release.
 func (s *Server) HoldTurns() (release func()) {
 	for range cap(s.turns) {

@@ -59,7 +59,6 @@ func (s *Server) servePlain(a *admission, o ListenerOptions) error {
 		if err != nil {
 			return err
 		}
-		runtime.Gosched() // who is there goes before who comes
 		ad := nc.(*admitted)
 		if !s.hold() {
 			ad.Close()
@@ -125,6 +124,7 @@ func (c *conn) drained() {
 
 // serveWeb serves MQTT over WebSocket (MQTT 5.0, 6).
 func (s *Server) serveWeb(a *admission, o ListenerOptions) error {
+	a.web = true
 	l := net.Listener(a)
 	if o.TLS != nil {
 		l = tls.NewListener(a, o.TLS)
@@ -174,7 +174,8 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request, o ListenerOptio
 		web = &secureWebConn{web.(*webConn), t}
 		nc = t.NetConn()
 	}
-	ad, _ := nc.(*admitted)
+	ad := nc.(*admitted)
+	ad.inTurn = false // conn.end sees to that
 	s.begin(web, ad, o.Name)
 }
 
@@ -196,7 +197,8 @@ type secureWebConn struct {
 // are closed before a byte is read or a goroutine started.
 type admission struct {
 	net.Listener
-	s *Server
+	s   *Server
+	web bool
 }
 
 func (a *admission) Accept() (net.Conn, error) {
@@ -219,7 +221,8 @@ func (a *admission) Accept() (net.Conn, error) {
 			continue
 		}
 		wait = 0
-		ad := &admitted{Conn: nc, s: a.s, addr: addrOf(nc)}
+		runtime.Gosched() // who is there goes before who comes
+		ad := &admitted{Conn: nc, s: a.s, addr: addrOf(nc), inTurn: a.web}
 		if !a.s.connects.Take(ad.addr, time.Now()) || !a.s.admit(ad) {
 			a.s.stats.ConnectionsRefused.Add(1)
 			nc.Close()
@@ -246,6 +249,7 @@ type admitted struct {
 	addr    netip.Addr
 	arrival uint64 // order among all; guarded by s.mu
 	guest   bool   // has logged in; guarded by s.mu
+	inTurn  bool   // net/http has it and will end it
 	once    sync.Once
 }
 
@@ -329,6 +333,10 @@ func (a *admitted) refused() {
 }
 
 func (a *admitted) Close() error {
+	if a.inTurn { // no WebSocket has come of it
+		a.refused()
+		defer a.s.inTurn()()
+	}
 	a.once.Do(func() {
 		a.s.mu.Lock()
 		defer a.s.mu.Unlock()

@@ -1,6 +1,7 @@
 package mqtt_test
 
 import (
+	"fmt"
 	"runtime"
 	"testing"
 	"time"
@@ -12,12 +13,16 @@ import (
 // parked waits until n connections have no goroutine.
 func (w *world) parked(n int) {
 	w.t.Helper()
-	for end := time.Now().Add(30 * time.Second); w.s.Parked() != n; {
-		if time.Now().After(end) {
-			w.t.Fatalf("%d connections are parked, want %d", w.s.Parked(), n)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	until(w.t, fmt.Sprint(n, " connections are parked"), func() bool { return w.s.Parked() == n })
+}
+
+// silentBetweenLooks waits until n are parked that have published: until nothing came between two looks.
+func (w *world) silentBetweenLooks(n int) {
+	w.t.Helper()
+	until(w.t, fmt.Sprint(n, " connections are parked after looks"), func() bool {
+		w.s.LookAround(time.Now())
+		return w.s.Parked() >= n
+	})
 }
 
 // TestParked: a connection that waits without a goroutine is as good as one with: it
@@ -44,18 +49,12 @@ func TestParked(t *testing.T) {
 	p.want(puback(1))
 	a.want(publish(5, 1, 1, "t/x", "one"))
 	a.send(puback(1))
-	for w.s.Parked() < 2 { // until nothing came between two looks
-		w.s.LookAround(time.Now())
-		time.Sleep(time.Millisecond)
-	}
+	w.silentBetweenLooks(2)
 	p.send(publish(4, 1, 2, "t/x", "two"))
 	p.want(puback(2))
 	a.want(publish(5, 1, 2, "t/x", "two"))
 	a.send(puback(2))
-	for w.s.Parked() < 2 {
-		w.s.LookAround(time.Now())
-		time.Sleep(time.Millisecond)
-	}
+	w.silentBetweenLooks(2)
 
 	again, _ := w.login(5, opts{id: "a", keepAlive: 60}) // a takeover
 	a.disconnected(packet.SessionTakenOver)
