@@ -10,16 +10,26 @@ import (
 // shelf is partition 7 of a Log: a message of each QoS at the offset of the same index.
 type shelf struct {
 	qos     []byte
+	begin   int64           // what lay below is gone
 	reading func(off int64) // called before each
+	edit    func(off int64, m *Stored)
+	err     error // of every read
 }
 
 func (l *shelf) Ends(f func(part uint32, next int64)) { f(7, int64(len(l.qos))) }
 func (l *shelf) Read(_ uint32, from int64, f func(int64, *Stored) bool) (int64, error) {
-	for off := from; off < int64(len(l.qos)); off++ {
+	if l.err != nil {
+		return from, l.err
+	}
+	for off := max(from, l.begin); off < int64(len(l.qos)); off++ {
 		if l.reading != nil {
 			l.reading(off)
 		}
-		if !f(off, &Stored{Topic: "t", QoS: l.qos[off]}) {
+		m := Stored{Topic: "t", QoS: l.qos[off]}
+		if l.edit != nil {
+			l.edit(off, &m)
+		}
+		if !f(off, &m) {
 			return off + 1, nil
 		}
 	}
@@ -29,6 +39,7 @@ func (l *shelf) Read(_ uint32, from int64, f func(int64, *Stored) bool) (int64, 
 // newGroup has members that are connected and take outMax messages each; nothing is sent.
 func newGroup(l Log, members, outMax int) (*group, []*session) {
 	s := &Server{cfg: Config{Log: l}.withDefaults()}
+	s.log = s.cfg.Logger
 	g := &group{srv: s, name: "g", filter: "t"}
 	g.lag.Store(true) // nobody is woken
 	var all []*session
