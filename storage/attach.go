@@ -68,6 +68,11 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 		p.spans, p.runMax = make([]span, 0, spans[id]), make([]int64, 0, spans[id])
 		lost = append(lost, l.loadClean(p)...)
 	}
+	for _, row := range l.s.allLossRows(l) { // in the log damage entries took their place
+		if p := parts[row.Partition]; p != nil && row.From < p.cleanTo && row.Reason&^lossSettled != LossEvicted {
+			p.holes = append(p.holes, hole{row.From, row.To})
+		}
+	}
 	if err := l.sweepClean(); err != nil {
 		l.lg.Warn("remove what a compaction left", "err", err)
 	}

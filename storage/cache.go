@@ -4,6 +4,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 )
 
 const (
@@ -152,24 +153,49 @@ func (l *classLog) index(seg *segment) (*segmentIndex, error) {
 	if x := l.side.get(seg); x != nil {
 		return x, nil
 	}
-	x, err := readSide(l.s.cfg.FS, l.sideOf(seg), true)
+	x, missing, unreadable, err := l.readIndex(seg)
+	if err != nil {
+		l.suspect(seg, err)
+		return nil, err
+	}
+	if unreadable && len(missing) > 0 { // no reader steps over it before it is declared
+		l.post(func() { l.judge(seg) })
+		return nil, &DiskError{"read", seg.path, syscall.EIO}
+	}
+	for _, m := range missing {
+		l.damaged(m.p, seg, m.ref, errDamaged)
+	}
+	l.side.put(seg, x)
+	return x, nil
+}
+
+// missingBatches is a range that the index of a segment lacks which was made from what the
+// disk still has of it: nobody will ask for these batches any more.
+type missingBatches struct {
+	p *Partition
+	ref
+}
+
+// readIndex reads the index of a segment, or makes it; what it lacks then and is not
+// declared is missing.
+func (l *classLog) readIndex(seg *segment) (x *segmentIndex, missing []missingBatches, unreadable bool, err error) {
+	x, err = readSide(l.s.cfg.FS, l.sideOf(seg), true)
 	if err == nil && x.first == seg.first && x.last == seg.last && x.size == seg.size {
-		l.side.put(seg, x)
-		return x, nil
+		return x, nil, false, nil
 	}
 	sc, _, serr := l.scan(seg)
 	if serr != nil {
-		l.suspect(seg, serr)
-		return nil, serr
+		return nil, nil, false, serr
 	}
 	x = collectIndex(sc, seg.first)
 	x.last, x.size = seg.last, seg.size
 	switch {
 	case seg.clean != nil:
-		l.declareClean(seg, sc)
+		missing = l.missingOfClean(seg, sc)
 	case sc.damaged() || sc.tornAt < sc.size:
-		l.declareMissing(seg, x, len(sc.bad) > 0)
+		missing = l.missingOf(seg, x)
 	}
+	missing = slices.DeleteFunc(missing, func(m missingBatches) bool { return m.p.hasHole(m.base) })
 	if !sc.damaged() && sc.tornAt == sc.size {
 		// A damaged one stays without a side file, so that the next Open reads
 		// and repairs it. The floor 0 makes Open read more than it must.
@@ -177,8 +203,7 @@ func (l *classLog) index(seg *segment) (*segmentIndex, error) {
 			l.lg.Warn("write side file", "err", err)
 		}
 	}
-	l.side.put(seg, x)
-	return x, nil
+	return x, missing, len(sc.bad) > 0, nil
 }
 
 func (x *segmentIndex) sortParts() {

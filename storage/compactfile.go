@@ -93,14 +93,14 @@ func (l *classLog) loadClean(p *Partition) (lost []lostRange) {
 	return lost
 }
 
-// declareClean declares what a scan of a partition's file did not find: the offsets
+// missingOfClean is what a scan of a partition's file did not find: the offsets
 // between sound entries with damage between them, and those behind the last.
-func (l *classLog) declareClean(seg *segment, sc *segmentScan) {
+func (l *classLog) missingOfClean(seg *segment, sc *segmentScan) (missing []missingBatches) {
 	f := seg.clean
 	next, broken := f.Base, false
 	gone := func(to int64, pos int64) {
 		if next < to {
-			l.damaged(f.p, seg, ref{base: next, next: to, pos: pos}, errDamaged)
+			missing = append(missing, missingBatches{f.p, ref{base: next, next: to, pos: pos}})
 		}
 	}
 	for i := range sc.entries {
@@ -122,6 +122,7 @@ func (l *classLog) declareClean(seg *segment, sc *segmentScan) {
 	if broken || sc.next != f.Entries+1 {
 		gone(f.Next, sc.end)
 	}
+	return missing
 }
 
 // sweepClean removes files that the state does not name: of a compaction that a crash

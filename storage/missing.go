@@ -229,10 +229,24 @@ func (l *classLog) scanLive(seg *segment) (*segmentScan, []byte, error) {
 	return sc, data, err
 }
 
-// indexLive is index; that of a segment which is gone with its side file is made of what
-// the partitions know: a range for each, at no place.
+// indexLive is index on the committer: what is missing is declared when it returns, or will
+// be. That of a segment which is gone with its side file is made of what the partitions know:
+// a range for each, at no place.
 func (l *classLog) indexLive(seg *segment) (*segmentIndex, error) {
-	x, err := l.index(seg)
+	if x := l.side.get(seg); x != nil {
+		return x, nil
+	}
+	x, missing, unreadable, err := l.readIndex(seg)
+	if err == nil {
+		for _, m := range missing {
+			if !unreadable {
+				l.damaged(m.p, seg, m.ref, errDamaged)
+			} else if err := l.c.declareUnreadable(m.p, m.ref); err != nil {
+				return nil, err
+			}
+		}
+		l.side.put(seg, x)
+	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return x, err
 	}

@@ -8,6 +8,7 @@ import (
 	"sort"
 	"sync"
 
+	"tailrace/storage/internal/durable"
 	"tailrace/storage/record"
 )
 
@@ -84,14 +85,22 @@ func (p *Partition) eachEntry(seg *segment, refs []ref, each func(env *envelope,
 	defer l.files.put(f)
 	bp := readBuffers.Get().(*[]byte)
 	defer readBuffers.Put(bp)
+	single := false
 	for len(refs) > 0 {
-		n := coalesce(refs)
+		n := 1
+		if !single {
+			n = coalesce(refs)
+		}
 		lo, hi := refs[0].pos, refs[n-1].pos+int64(refs[n-1].size)
 		if int64(cap(*bp)) < hi-lo {
 			*bp = make([]byte, hi-lo)
 		}
 		buf := (*bp)[:hi-lo]
 		if m, err := f.ReadAt(buf, lo); m < len(buf) {
+			if n > 1 && durable.Unreadable(err) { // perhaps only what lies between them
+				single = true
+				continue
+			}
 			if seg.clean == nil || err != io.EOF {
 				l.suspect(seg, err)
 				return next, &DiskError{"read", seg.path, err}

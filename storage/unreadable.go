@@ -131,7 +131,9 @@ func (l *classLog) judge(seg *segment) {
 	_, bad, err := l.salvage(seg.path, seg.size)
 	if errors.Is(err, fs.ErrNotExist) {
 		if l.inClean(seg) && l.stillThere() == nil {
-			l.declareClean(seg, &segmentScan{next: 1})
+			for _, m := range l.missingOfClean(seg, &segmentScan{next: 1}) {
+				l.damaged(m.p, seg, m.ref, err)
+			}
 		}
 		return
 	}
@@ -141,7 +143,7 @@ func (l *classLog) judge(seg *segment) {
 		}
 		return
 	}
-	x, err := l.index(seg)
+	x, err := l.indexLive(seg)
 	if err != nil {
 		l.lg.Error("a file of a compacted partition cannot be read now", "file", seg.path, "err", err)
 		return
@@ -194,9 +196,8 @@ func (p *Partition) forget(r ref) {
 	p.mu.Unlock()
 }
 
-// declareMissing declares what the index of a segment lacks that was made from what the disk
-// still has of it: nobody will ask for these batches any more.
-func (l *classLog) declareMissing(seg *segment, x *segmentIndex, unreadable bool) {
+// missingOf is what the index of a segment of the log lacks of what the partitions know.
+func (l *classLog) missingOf(seg *segment, x *segmentIndex) (missing []missingBatches) {
 	for _, p := range l.partitions() {
 		p.mu.RLock()
 		i := slices.IndexFunc(p.spans, func(s span) bool { return s.seg == seg })
@@ -211,16 +212,11 @@ func (l *classLog) declareMissing(seg *segment, x *segmentIndex, unreadable bool
 			refs = part.refs
 		}
 		for _, r := range append(slices.Clone(refs), ref{base: end, next: end}) {
-			if gap := (ref{base: next, next: r.base, pos: r.pos}); next < r.base && unreadable {
-				l.post(func() {
-					if err := l.c.declareUnreadable(p, gap); err != nil {
-						l.lg.Error("declare what cannot be read", "err", err)
-					}
-				})
-			} else if next < r.base {
-				l.damaged(p, seg, gap, errDamaged)
+			if next < r.base {
+				missing = append(missing, missingBatches{p, ref{base: next, next: r.base, pos: r.pos}})
 			}
 			next = r.next
 		}
 	}
+	return missing
 }
