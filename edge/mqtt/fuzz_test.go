@@ -2,16 +2,34 @@ package mqtt_test
 
 import (
 	"net"
+	"slices"
 	"testing"
 	"time"
 
 	"tailrace/edge/mqtt"
+	"tailrace/edge/mqtt/packet"
 )
+
+// publishes are the payloads of the PUBLISH packets in what a client sends.
+func publishes(v byte, b []byte) (all []string) {
+	var p packet.Publish
+	for {
+		head, start, end, _, err := packet.Frame(b, 1<<28)
+		if err != nil || end == 0 {
+			return all
+		}
+		if packet.Type(head>>4) == packet.PUBLISH && packet.ReadPublish(head, b[start:end], packet.Version(v), &p) == nil {
+			all = append(all, string(p.Payload))
+		}
+		b = b[end:]
+	}
+}
 
 // FuzzPair lets two clients send arbitrary packets after a proper login, one as a
 // publisher and one as a subscriber, cut into two writes each. Whatever they send:
 // no panic, both connections end when the clients leave, the server still serves, and
-// nothing was stored that was not decoded from a PUBLISH.
+// no more was stored than PUBLISH packets were sent, each with what one of them holds.
+// What waits for the sessions lies in the log, as on a node.
 func FuzzPair(f *testing.F) {
 	seed := func(v byte, p, s [][]byte) {
 		var a, b []byte
@@ -31,7 +49,7 @@ func FuzzPair(f *testing.F) {
 	seed(5, [][]byte{aliased(1, "a", 1, "x"), aliased(2, "", 1, "y")}, [][]byte{subscribe(5, 1, "a", 0x2D, []byte{0x0B, 1}), {0x82, 6, 0, 1, 0, 0, 1, 'a'}})
 
 	b := newBackend()
-	s, err := mqtt.NewServer(mqtt.Config{Backend: b, State: b, Limits: mqtt.Limits{RefusedHold: 1, Retained: 100, Queued: 10}})
+	s, err := mqtt.NewServer(mqtt.Config{Backend: b, State: b, Log: b, Limits: mqtt.Limits{RefusedHold: 1, Retained: 100, Queued: 10}})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -45,6 +63,7 @@ func FuzzPair(f *testing.F) {
 		d.next()
 		return d
 	}
+	stored := 0 // of former inputs
 	f.Fuzz(func(t *testing.T, v byte, pub, sub []byte, cut uint16) {
 		v = 4 + v%2
 		p, q := dial(t, v, "pub"), dial(t, v, "sub")
@@ -72,11 +91,21 @@ func FuzzPair(f *testing.F) {
 		ok := dial(t, 5, "check")
 		ok.silent()
 		ok.nc.Close()
+		until(t, "all have gone", func() bool { return s.Stats().Connections == 0 })
 		if s.Stats().Panics > 0 {
 			t.Fatal("panic in a connection")
 		}
+		sent := append(publishes(v, pub), publishes(v, sub)...)
 		b.mu.Lock()
-		b.records = b.records[:0]
+		fresh := b.records[stored:]
+		stored = len(b.records)
 		b.mu.Unlock()
+		for _, r := range fresh {
+			i := slices.Index(sent, r.payload)
+			if i < 0 {
+				t.Fatalf("%q was stored, and not sent or not so often", r.payload)
+			}
+			sent = slices.Delete(sent, i, i+1)
+		}
 	})
 }

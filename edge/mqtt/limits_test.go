@@ -180,6 +180,7 @@ func TestPacketsThatEndTheirConnectionOnly(t *testing.T) {
 		{"NUL in topic", publish(5, 1, 1, "a\x00", "x"), packet.Malformed},
 		{"subscription id from a client", frame(0x32, str("a"), u16(1), props(5, []byte{0x0B, 1})), packet.ProtocolError},
 		{"property twice", frame(0x32, str("a"), u16(1), props(5, []byte{1, 1, 1, 1})), packet.ProtocolError},
+		{"user properties without end", frame(0x32, str("a"), u16(1), props(5, bytes.Repeat([]byte{0x26, 0, 0, 0, 0}, 1025))), packet.QuotaExceeded},
 		{"pingreq with a body", []byte{0xC0, 1, 0}, packet.Malformed},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -2,8 +2,10 @@ package packet_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -238,7 +240,8 @@ func TestReadPublishDoesNotAllocate(t *testing.T) {
 }
 
 // FuzzDecode feeds whole streams to every decoder: never panics, consumes within the
-// input, and what Frame accepts is what was there.
+// input, what Frame accepts is what was there, and no packet has more than twice the input
+// limit allocated.
 func FuzzDecode(f *testing.F) {
 	for _, c := range valid {
 		f.Add(hx(f, c.hex), byte(c.v))
@@ -246,7 +249,11 @@ func FuzzDecode(f *testing.F) {
 	f.Add(hx(f, "82 06 0001 00 0001 61"), byte(5))
 	f.Fuzz(func(t *testing.T, b []byte, v byte) {
 		for len(b) > 0 {
+			before := allocated()
 			end, err := decode(b, packet.Version(3+v%3))
+			if n := allocated() - before; n > 2*max(uint64(len(b)), inputLimit) {
+				t.Fatalf("%d bytes allocated for %d", n, len(b))
+			}
 			if err != nil || end == 0 {
 				return
 			}
@@ -256,6 +263,50 @@ func FuzzDecode(f *testing.F) {
 			b = b[end:]
 		}
 	})
+}
+
+// inputLimit is the least that a packet may be as large as: before login.
+const inputLimit = 64 << 10
+
+func allocated() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.TotalAlloc
+}
+
+// Packets that hold as many things as fit, each as small as it can be.
+func TestDecodingAllocatesLittle(t *testing.T) {
+	for _, size := range []int{inputLimit, 1 << 20} {
+		fill := func(unit string) []byte { return bytes.Repeat(hx(t, unit), size/len(hx(t, unit))-8) }
+		whole := func(head byte, body ...[]byte) []byte {
+			b := bytes.Join(body, nil)
+			return append(binary.AppendUvarint([]byte{head}, uint64(len(b))), b...)
+		}
+		section := func(ps []byte) []byte { return append(binary.AppendUvarint(nil, uint64(len(ps))), ps...) }
+		user := section(fill("26 0000 0000"))
+		connect := hx(t, "0004 4d515454 05 06 003c")
+		for name, p := range map[string][]byte{
+			"connect":     whole(0x10, connect, user, hx(t, "0001 61 00 0001 77 0000")),
+			"will":        whole(0x10, connect, hx(t, "00 0001 61"), user, hx(t, "0001 77 0000")),
+			"publish":     whole(0x32, hx(t, "0001 74 0001"), user),
+			"puback":      whole(0x40, hx(t, "0001 00"), user),
+			"subscribe":   whole(0x82, hx(t, "0001"), user, hx(t, "0001 61 00")),
+			"filters":     whole(0x82, hx(t, "0001 00"), fill("0001 61 00")),
+			"unsubscribe": whole(0xA2, hx(t, "0001 00"), fill("0001 61")),
+			"disconnect":  whole(0xE0, hx(t, "00"), user),
+		} {
+			var before uint64
+			least := uint64(1 << 62) // of some, since others allocate, too
+			for range 3 {
+				before = allocated()
+				decode(p, 5)
+				least = min(least, allocated()-before)
+			}
+			if len(p) > size || least > 2*uint64(size) {
+				t.Errorf("%s: %d bytes allocated for %d, of at most %d", name, least, len(p), size)
+			}
+		}
+	}
 }
 
 // FuzzMessageProps: what parses encodes to something that parses to the same.

@@ -167,6 +167,16 @@ func bool01(p *property) error {
 // UserProperty is one name and value pair.
 type UserProperty struct{ Key, Value []byte }
 
+// maxUserProperties of one packet: an empty one is five bytes on the wire and ten times that here.
+const maxUserProperties = 1024
+
+func addUser(all []UserProperty, p *property) ([]UserProperty, error) {
+	if len(all) == maxUserProperties {
+		return all, &Error{QuotaExceeded, "more than 1024 user properties"}
+	}
+	return append(all, UserProperty{p.a, p.v}), nil
+}
+
 // MessageProps are the MQTT 5 properties of a PUBLISH or a will. Slices alias the packet.
 type MessageProps struct {
 	HasFormat   bool
@@ -204,7 +214,9 @@ func (m *MessageProps) set(p *property) error {
 	case pCorrelation:
 		m.Correlation = p.a
 	case pUserProperty:
-		m.User = append(m.User, UserProperty{p.a, p.v})
+		var err error
+		m.User, err = addUser(m.User, p)
+		return err
 	}
 	return nil
 }
