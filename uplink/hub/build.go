@@ -11,11 +11,30 @@ import (
 
 // scratch holds the buffers of one build; the store copies what it is given.
 type scratch struct {
-	merged, packed []byte
-	group          []record.Batch
+	merged, packed, value []byte
+	group                 []record.Batch
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// newAppend takes one that was done with, or makes one: the store has the memory of an append for as
+// long as a commit takes.
+func (e *Embedded) newAppend(class string) *storage.Append {
+	if pool := e.appends[class]; pool != nil {
+		if a, ok := pool.Get().(*storage.Append); ok {
+			return a
+		}
+	}
+	return e.store.NewAppend(class)
+}
+
+// doneWith is for an append that is not the store's any more.
+func (e *Embedded) doneWith(class string, a *storage.Append) {
+	if pool := e.appends[class]; pool != nil {
+		a.Reset()
+		pool.Put(a)
+	}
+}
 
 // build makes one append of what was taken from the queue: the records, merged
 // where they are small, ledger rows, and the progress that all of it makes
@@ -29,7 +48,7 @@ func (st *stream) build(old progressValue, take []entry) (*storage.Append, progr
 	if err != nil {
 		return nil, prog, nil, fmt.Errorf("%s: %w", st.key.origin(), err)
 	}
-	a := e.store.NewAppend(st.assign.Class)
+	a := e.newAppend(st.assign.Class)
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	var rows []LossRow
@@ -81,7 +100,8 @@ func (st *stream) build(old progressValue, take []entry) (*storage.Append, progr
 		e.stats.batchesStored.Add(1)
 		e.stats.bytesStored.Add(int64(len(b)))
 	}
-	a.Set(storage.KindProgress, st.key.String(), saved.Encode(prog))
+	s.value = prog.encode(s.value[:0])
+	a.Set(storage.KindProgress, st.name, s.value)
 	if !st.assign.durable.Load() {
 		k := assignKey{st.key.node, st.key.topic, st.key.partition}
 		a.Set(storage.KindAssign, k.String(), saved.Encode(st.assign.Assignment))

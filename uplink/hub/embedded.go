@@ -68,10 +68,11 @@ func (c EmbeddedConfig) withDefaults() EmbeddedConfig {
 //
 // Lock order: stream.mu, then Embedded.mu. Neither is held while the store is called.
 type Embedded struct {
-	cfg    EmbeddedConfig
-	store  *storage.Store
-	budget *semaphore.Weighted           // bytes queued by all origins
-	ledger map[string]*storage.Partition // by class; fixed after New
+	cfg     EmbeddedConfig
+	store   *storage.Store
+	budget  *semaphore.Weighted           // bytes queued by all origins
+	ledger  map[string]*storage.Partition // by class; fixed after New
+	appends map[string]*sync.Pool         // of *storage.Append, by class; fixed after New
 
 	mu      sync.Mutex // guards what follows
 	streams map[streamKey]*stream
@@ -110,7 +111,7 @@ func NewEmbedded(c EmbeddedConfig) (*Embedded, error) {
 	e := &Embedded{
 		cfg: c, store: c.Store,
 		budget: semaphore.NewWeighted(c.MaxQueuedBytes),
-		ledger: map[string]*storage.Partition{},
+		ledger: map[string]*storage.Partition{}, appends: map[string]*sync.Pool{},
 
 		streams: map[streamKey]*stream{},
 		byNode:  map[string][]*stream{},
@@ -120,6 +121,9 @@ func NewEmbedded(c EmbeddedConfig) (*Embedded, error) {
 		orders:  map[assignKey]ordering{},
 	}
 	e.wake = sync.NewCond(&e.mu)
+	for _, class := range c.Classes {
+		e.appends[class] = new(sync.Pool)
+	}
 	if err := e.ensureLedger(); err != nil {
 		return nil, err
 	}
@@ -308,7 +312,7 @@ func (e *Embedded) choose(t *storage.Topic) Assignment {
 
 // newStream registers a stream. Called with mu held (or before anything runs).
 func (e *Embedded) newStream(k streamKey, a *assignment, base int64) *stream {
-	st := &stream{e: e, key: k, assign: a, base: base, prog: progressValue{LastOffset: -1}}
+	st := &stream{e: e, key: k, name: k.String(), assign: a, base: base, prog: progressValue{LastOffset: -1}}
 	st.room = sync.NewCond(&st.mu)
 	st.order.Store(int32(e.orders[assignKey{k.node, k.topic, k.partition}]))
 	e.streams[k] = st

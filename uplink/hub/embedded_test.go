@@ -1,6 +1,7 @@
 package hub_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -456,5 +457,15 @@ func TestCloseAnswersEveryAppend(t *testing.T) {
 	}
 	if _, err := w.append(o, batch(o, 500, 501)); !errors.Is(err, hub.ErrStopped) {
 		t.Errorf("after Close: %v", err)
+	}
+}
+
+// Progress is written by hand and read by the library.
+func TestProgressIsTheSameCBOR(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range 20_000 {
+		if own, library := hub.ProgressForms(r); !bytes.Equal(own, library) {
+			t.Fatalf("progress %d: %x, the library writes %x", i, own, library)
+		}
 	}
 }

@@ -1,6 +1,10 @@
 package hub
 
 import (
+	"math"
+	"math/rand/v2"
+
+	"tailrace/uplink/hub/internal/saved"
 	"tailrace/uplink/link"
 	"tailrace/uplink/wire"
 )
@@ -36,3 +40,21 @@ func Resume(e *Embedded, node string) { e.resume(node) }
 
 // CentralOf is the hub's store of records.
 func CentralOf(h *Hub) *Embedded { return h.Central() }
+
+// ProgressForms are one random progress of an origin as it is written, and as CBOR's library writes it.
+func ProgressForms(r *rand.Rand) (own, library []byte) {
+	number := func() int64 { return int64(r.Uint64()>>1) >> r.IntN(63) * int64(r.IntN(2)) }
+	v := progressValue{LastOffset: number() - 1, LastCRC: uint32(number()), MaxTime: number(), Stored: number(), BackNext: number(), Backfilled: number()}
+	if r.IntN(4) == 0 {
+		v.MaxTime = -number()
+	}
+	at := number() >> 8
+	for range r.IntN(30) {
+		to := at + 1 + number()>>8
+		v.Held.Add(at, to)
+		if at = to + 1 + number()>>8; at < 0 || at > math.MaxInt64/4 {
+			break
+		}
+	}
+	return v.encode([]byte("before")), append([]byte("before"), saved.Encode(v)...)
+}

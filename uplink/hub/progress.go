@@ -1,7 +1,9 @@
 package hub
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -67,6 +69,55 @@ type progressValue struct {
 	Stored     int64           `cbor:"5,keyasint,omitempty"`
 	BackNext   int64           `cbor:"6,keyasint,omitempty"` // one past the last offset stored in the companion topic
 	Backfilled int64           `cbor:"7,keyasint,omitempty"` // of Stored, in the companion topic
+}
+
+// encode appends what saved.Encode makes of v, without its reflection: it is written with every
+// append of an origin.
+func (v *progressValue) encode(dst []byte) []byte {
+	fields := byte(3)
+	for _, n := range []int64{v.MaxTime, v.Stored, v.BackNext, v.Backfilled} {
+		if n != 0 {
+			fields++
+		}
+	}
+	dst = append(dst, 0xa0|fields, 1)
+	dst = cborHead(dst, 4, uint64(2*len(v.Held)))
+	var end int64
+	for _, r := range v.Held {
+		dst = cborHead(cborHead(dst, 0, uint64(r.From-end)), 0, uint64(r.To-r.From))
+		end = r.To
+	}
+	dst = cborInt(append(dst, 2), v.LastOffset)
+	dst = cborHead(append(dst, 3), 0, uint64(v.LastCRC))
+	for i, n := range []int64{v.MaxTime, v.Stored, v.BackNext, v.Backfilled} {
+		if n != 0 {
+			dst = cborInt(append(dst, byte(4+i)), n)
+		}
+	}
+	return dst
+}
+
+func cborInt(dst []byte, n int64) []byte {
+	if n < 0 {
+		return cborHead(dst, 1, uint64(^n))
+	}
+	return cborHead(dst, 0, uint64(n))
+}
+
+// cborHead appends the head of an item in its shortest form.
+func cborHead(dst []byte, major byte, n uint64) []byte {
+	major <<= 5
+	switch {
+	case n < 24:
+		return append(dst, major|byte(n))
+	case n <= math.MaxUint8:
+		return append(dst, major|24, byte(n))
+	case n <= math.MaxUint16:
+		return binary.BigEndian.AppendUint16(append(dst, major|25), uint16(n))
+	case n <= math.MaxUint32:
+		return binary.BigEndian.AppendUint32(append(dst, major|26), uint32(n))
+	}
+	return binary.BigEndian.AppendUint64(append(dst, major|27), n)
 }
 
 // assignKey names a node's partition, across its epochs.

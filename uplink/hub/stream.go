@@ -22,6 +22,7 @@ const maxHeldRanges = 4096
 type stream struct {
 	e      *Embedded
 	key    streamKey
+	name   string // of the key
 	assign *assignment
 	base   int64        // the first offset of the epoch in this partition
 	order  atomic.Int32 // ordering
@@ -212,7 +213,8 @@ func (st *stream) submit() {
 		st.complete(old, nil, err)
 		return
 	}
-	st.e.store.Submit(a, func(_ *storage.Append, err error) {
+	st.e.store.Submit(a, func(a *storage.Append, err error) {
+		st.e.doneWith(st.assign.Class, a)
 		if err == nil {
 			st.assign.durable.Store(true)
 			st.e.stats.records.Add(prog.Stored - old.Stored)

@@ -81,9 +81,9 @@ var bugs = []bug{
 	},
 	{
 		name: "cursor ahead of data", file: "uplink/hub/build.go",
-		old: "\ta.Set(storage.KindProgress, st.key.String(), saved.Encode(prog))\n",
+		old: "\ta.Set(storage.KindProgress, st.name, s.value)\n",
 		new: "\tearly, stored := e.store.NewAppend(st.assign.Class), make(chan struct{})\n" +
-			"\tearly.Set(storage.KindProgress, st.key.String(), saved.Encode(prog))\n" +
+			"\tearly.Set(storage.KindProgress, st.name, s.value)\n" +
 			"\te.store.Submit(early, func(*storage.Append, error) { close(stored) })\n\t<-stored\n",
 		pkg: "./uplink/hub", test: "TestExactlyOnceThroughPowerCuts",
 	},
