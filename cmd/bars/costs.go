@@ -8,11 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
+	"tailrace/firmware-sim/swarm"
 	"tailrace/storage"
-	"tailrace/storage/record"
 	"tailrace/uplink"
 	"tailrace/uplink/hub"
 	"tailrace/uplink/wire"
@@ -28,9 +29,13 @@ type curve struct {
 func (c curve) spread() float64 { return slices.Max(c.y) / slices.Min(c.y) }
 
 const (
-	costFrame  = 50 // records of a frame
-	costWindow = 256
+	costFrame   = 50 // records of a frame, as of swarm.Readings
+	costWindow  = 256
+	costSegment = 8 << 20 // as a hub has it by default
 )
+
+// costFrames are readings of ten minutes: what is stored compressed must not repeat itself.
+var costFrames = sync.OnceValues(func() ([][]byte, error) { return swarm.Readings(1) })
 
 // costs is what a record costs the hub's store as the work grows: decoding of frames apart, everything from
 // the frame to the ack after fsync. The frames are ready before; CPU is that of this process.
@@ -84,7 +89,7 @@ type store struct {
 	eng     *hub.Embedded
 	origins []wire.Origin
 	next    []int64
-	frame   []byte // of costFrame records, at offset 0
+	sent    int
 	dir     string
 }
 
@@ -93,7 +98,7 @@ func (e *env) costStore(ctx context.Context, n int, name func(int) (node, topic 
 	if s.dir, err = e.sub("costs"); err != nil {
 		return nil, err
 	}
-	if s.st, err = storage.Open(storage.Config{Dir: s.dir, Classes: []storage.ClassConfig{{Name: "data"}}}); err != nil {
+	if s.st, err = storage.Open(storage.Config{Dir: s.dir, Classes: []storage.ClassConfig{{Name: "data", SegmentBytes: costSegment}}}); err != nil {
 		return nil, err
 	}
 	if s.eng, err = hub.NewEmbedded(hub.EmbeddedConfig{Store: s.st, Classes: []string{"data"}}); err != nil {
@@ -111,32 +116,33 @@ func (e *env) costStore(ctx context.Context, n int, name func(int) (node, topic 
 		}
 		s.origins = append(s.origins, wire.Origin{Node: node, Epoch: epoch, Topic: topic})
 	}
-	var b record.Builder
-	b.Reset(nil)
-	for i := range costFrame {
-		b.Add(1_700_000_000_000+int64(i), fmt.Appendf(nil, "wtg-%02d", i), fmt.Appendf(nil,
-			`{"ts":%d,"power_kw":%.1f,"wind_speed":%.2f,"rotor_rpm":%.2f,"pitch_deg":%.2f,"nacelle_deg":%.1f,"temp_c":%.1f,"state":"run","seq":%d}`,
-			1_700_000_000_000+i, float64(i*104729%20000)/10, float64(i*7919%2500)/100, float64(i*31%1800)/100, float64(i*17%900)/10, float64(i*13%3600)/10, float64(i*11%400)/10, i), nil)
-	}
-	s.frame = b.Finish(0, 1)
 	return s, s.append(ctx, n) // topics, assignments: made once, not for each record
 }
 
 // append sends frames to the origins in turn and waits until all are durable.
 func (s *store) append(ctx context.Context, frames int) error {
-	slots, failed := make(chan struct{}, costWindow), make(chan error, 1)
-	for i := range frames {
-		k := i % len(s.origins)
-		f := slices.Clone(s.frame)
-		binary.BigEndian.PutUint64(f, uint64(s.next[k])) // no checksum covers the base offset
-		s.next[k] += costFrame
+	readings, err := costFrames()
+	if err != nil {
+		return err
+	}
+	free, failed := make(chan []byte, costWindow), make(chan error, 1) // as the link, which keeps its buffers
+	for range costWindow {
+		free <- nil
+	}
+	for range frames {
+		var f []byte
 		select {
-		case slots <- struct{}{}:
+		case f = <-free:
 		case err := <-failed:
 			return err
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		k := s.sent % len(s.origins)
+		f = append(f[:0], readings[s.sent/len(s.origins)%len(readings)]...)
+		s.sent++
+		binary.BigEndian.PutUint64(f, uint64(s.next[k])) // no checksum covers the base offset
+		s.next[k] += costFrame
 		s.eng.Append(ctx, s.origins[k], f, func(_ uplink.RangeSet, err error) {
 			if err != nil {
 				select {
@@ -144,11 +150,11 @@ func (s *store) append(ctx context.Context, frames int) error {
 				default:
 				}
 			}
-			<-slots
+			free <- f
 		})
 	}
 	for range costWindow {
-		slots <- struct{}{}
+		<-free
 	}
 	select {
 	case err := <-failed:
@@ -198,9 +204,18 @@ func (e *env) costOfSize(ctx context.Context, records int, sizes []int64) (curve
 	if err != nil {
 		return c, err
 	}
+	readings, err := costFrames()
+	if err != nil {
+		return c, errors.Join(err, s.close())
+	}
+	frame := int64(0) // bytes of one, mean
+	for _, f := range readings {
+		frame += int64(len(f))
+	}
+	frame /= int64(len(readings))
 	held := int64(0)
 	for _, size := range sizes {
-		frames := int((size - held) / int64(len(s.frame)))
+		frames := int((size - held) / frame)
 		if err = s.append(ctx, frames); err != nil {
 			break
 		}
@@ -208,7 +223,7 @@ func (e *env) costOfSize(ctx context.Context, records int, sizes []int64) (curve
 		if y, err = s.cost(ctx, records/2/costFrame); err != nil {
 			break
 		}
-		held = size + int64(records/2/costFrame*len(s.frame))
+		held = size + int64(records/2/costFrame)*frame
 		c.x, c.y = append(c.x, float64(size>>20)), append(c.y, y)
 	}
 	return c, errors.Join(err, s.close())

@@ -20,16 +20,13 @@ type log interface {
 	counts() (made, acked int64, waiting time.Time) // since when the oldest waits
 }
 
-// readings are batches of 180-byte readings of 50 turbines, with the headers that a node adds.
-// Every backlog is made of them, again and again: the bytes are in memory once.
-type readings [][]byte
-
 const (
 	perBatch    = 50
-	someBatches = 1000
+	someBatches = 1000 // every backlog is made of them, again and again: the bytes are in memory once
 )
 
-func newReadings(seed uint64) (readings, error) {
+// Readings are batches of 180-byte readings of 50 turbines, with the headers that a node adds. Each has the base offset 0.
+func Readings(seed uint64) ([][]byte, error) {
 	farm, err := firmwaresim.ReadingFarm("swarm", perBatch, 180)
 	if err != nil {
 		return nil, err
@@ -39,7 +36,7 @@ func newReadings(seed uint64) (readings, error) {
 		sources[i] = farm[i].Source(mrand.New(mrand.NewPCG(seed, uint64(i))), seed)
 	}
 	begin := time.Now().Add(-someBatches * time.Second)
-	out := make(readings, someBatches)
+	out := make([][]byte, someBatches)
 	var b record.Builder
 	var sample firmwaresim.Sample
 	for n := range out {
@@ -60,7 +57,7 @@ func newReadings(seed uint64) (readings, error) {
 // backlog is a log that was full from the start.
 type backlog struct {
 	*memLog // for its name and epoch
-	of      readings
+	of      [][]byte
 	total   int64
 	begin   time.Time
 

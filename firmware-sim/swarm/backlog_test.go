@@ -9,7 +9,7 @@ import (
 
 // A backlog is whole batches that are good, one after the other, from wherever it is read.
 func TestBacklogReadsInWholeBatches(t *testing.T) {
-	r, err := newReadings(1)
+	r, err := Readings(1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ type Swarm struct {
 	cfg     Config
 	started atomic.Int64
 
-	readings readings // of the backlogs
+	readings [][]byte // of the backlogs
 
 	mu    sync.Mutex // guards nodes
 	nodes []*node
@@ -74,7 +74,7 @@ func New(c Config) *Swarm {
 func (s *Swarm) Run(ctx context.Context) error {
 	if s.cfg.Backlog > 0 {
 		var err error
-		if s.readings, err = newReadings(s.cfg.Seed); err != nil {
+		if s.readings, err = Readings(s.cfg.Seed); err != nil {
 			return err
 		}
 	}
