@@ -28,7 +28,7 @@ func TestLiveFirstOnALinkSlowerThanWhatComes(t *testing.T) {
 		name  string
 		queue int           // bytes that the link's queue holds
 		delay time.Duration // one way
-	}{{"a queue of 8 s", 16 << 10, 100 * time.Millisecond}, {"a queue of 16 s", 32 << 10, 100 * time.Millisecond}} {
+	}{{"a queue of 8 s", 16 << 10, 100 * time.Millisecond}, {"a queue of 16 s", 32 << 10, 100 * time.Millisecond}, {"a queue of 32 s", 64 << 10, 300 * time.Millisecond}} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				skipAhead(t, filepath.Join(dir, c.name), certs, conditions{Rate: 16e3, Delay: c.delay, Queue: c.queue})

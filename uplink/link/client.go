@@ -220,18 +220,20 @@ type dialer struct {
 	hubs     []string // Drain may name others
 	at       int      // in hubs
 	failures int
-	earliest time.Time   // a hub asked not to come back before
-	addr     net.Addr    // last dialled
-	boot     wire.ID     // of the hub that welcomed last
-	bootAt   string      // its name
-	answers  atomic.Bool // a hub has answered a probe
-	endProbe func()      // of the last handshake
-	silent   bool        // the hub is heard no more: it ended, or a session or a dial met silence
-	spread   bool        // the last dial was put off because the hub had restarted
-	timedOut bool        // nobody answered the last handshake
-	choice   choice      // of the transport
-	late     bool        // an early Hello came to nothing: the next is none
-	hurried  bool        // a back-off was cut short since the last session, although no probe had been lost
+	earliest time.Time     // a hub asked not to come back before
+	addr     net.Addr      // last dialled
+	boot     wire.ID       // of the hub that welcomed last
+	bootAt   string        // its name
+	answers  atomic.Bool   // a hub has answered a probe
+	endProbe func()        // of the last handshake
+	silent   bool          // the hub is heard no more: it ended, or a session or a dial met silence
+	spread   bool          // the last dial was put off because the hub had restarted
+	timedOut bool          // nobody answered the last handshake
+	choice   choice        // of the transport
+	timeouts int           // handshakes that nobody answered, one after the other
+	rtt      time.Duration // of the session before, with what stood in the queue
+	late     bool          // an early Hello came to nothing: the next is none
+	hurried  bool          // a back-off was cut short since the last session, although no probe had been lost
 }
 
 // next dials the next hub and opens a session there.
@@ -298,8 +300,6 @@ func (d *dialer) dial(ctx context.Context, hub string) (s *session, err error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.DialTimeout)
-	defer cancel()
 	_, isEarly := conn.carrier.(earlyConn)
 	s, err = open(ctx, c, conn.carrier, hub, conn.again)
 	if err != nil {
@@ -318,9 +318,11 @@ func (d *dialer) dial(ctx context.Context, hub string) (s *session, err error) {
 // finds the path back, it is begun anew, once. When the hub turns out to have restarted, it is given up: see restarted.
 func (d *dialer) handshake(ctx context.Context, hub string, conf *tls.Config, qc *quic.Config) (carrier, error) {
 	d.probed()
-	pctx, endProbe := context.WithTimeout(context.WithoutCancel(ctx), d.c.cfg.DialTimeout)
+	timeout := d.timeout()
+	qc.HandshakeIdleTimeout = timeout
+	pctx, endProbe := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	d.endProbe = endProbe // not here: an answer that comes later counts, too
-	tctx, stop := context.WithTimeout(ctx, d.c.cfg.DialTimeout)
+	tctx, stop := context.WithTimeout(ctx, timeout)
 	defer stop()
 	up := probePath(pctx, d.tr, d.addr, d.c.cfg.Probe, d.c.cfg.Rand, &d.c.traffic)
 	boot, fraction := d.boot, d.c.cfg.Rand.Float64()
@@ -386,11 +388,23 @@ func (d *dialer) dialOnce(ctx context.Context, conf *tls.Config, qc *quic.Config
 	conn, err := d.dialEarly(ctx, conf, qc)
 	d.timedOut = err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) || isTimeout(err)
 	if err == nil {
+		d.timeouts = 0
 		return conn, nil
+	}
+	if d.timedOut {
+		d.timeouts++
 	}
 	d.silent = d.silent || d.timedOut
 	d.c.traffic.add(failedDial)
 	return nil, err
+}
+
+// timeout is how long a handshake may take. On a slow link what was sent before stands in the queue, of the session
+// before or of the handshake before: each that is begun anew repeats itself quickly and makes the queue longer, one
+// that goes on ever more slowly.
+func (d *dialer) timeout() time.Duration {
+	base := d.c.cfg.DialTimeout
+	return min(base<<min(d.timeouts, 2)+2*d.rtt, 6*base)
 }
 
 // probed ends the probes of the last handshake.
@@ -445,6 +459,7 @@ func (d *dialer) retryAfter(err error) {
 // ended looks at how a session ended: after a good one the back-off starts anew.
 func (d *dialer) ended(s *session) {
 	d.late = s.early && !s.useful.Load()
+	d.rtt = s.conn.ConnectionStats().SmoothedRTT
 	if s.useful.Load() {
 		d.failures = 0
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -194,15 +195,15 @@ func TestReplayedEarlyDataDoesNothing(t *testing.T) {
 		e := newEarly(t, linktest.Path{Rate: 10e6, Delay: 50 * time.Millisecond, Queue: 125_000})
 		w := e.w
 		var tape [][]byte
-		recording := false
+		var recording atomic.Bool
 		w.r.Tap(func(p simnet.Packet) {
-			if recording && p.To.String() == hubAddr {
+			if recording.Load() && p.To.String() == hubAddr {
 				tape = append(tape, slices.Clone(p.Data))
 			}
 		})
 		begin := time.Now()
-		recording = true
-		go func() { time.Sleep(75 * time.Millisecond); recording = false }() // before anything of the hub came back
+		recording.Store(true)
+		time.AfterFunc(75*time.Millisecond, func() { recording.Store(false) }) // before anything of the hub came back
 		e.come()
 		if h := e.hub.Handshakes(); h.Early != 1 || len(tape) == 0 {
 			t.Fatalf("%+v, %d packets within %v", h, len(tape), time.Since(begin))

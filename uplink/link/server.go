@@ -146,10 +146,7 @@ func (s *Server) acceptTCP(ctx context.Context, l net.Listener) {
 func (s *Server) serve(ctx context.Context, conn carrier) {
 	isEarly := early(conn)
 	if !isEarly { // nobody in particular, before
-		hctx, cancel := context.WithTimeout(ctx, s.cfg.HelloTimeout)
-		err := confirmed(hctx, conn)
-		cancel()
-		if err != nil {
+		if err := confirmed(ctx, conn); err != nil { // QUIC bounds how long that takes
 			conn.close(codeOf(err), "")
 			return
 		}

@@ -98,7 +98,9 @@ func open(ctx context.Context, c *Client, conn carrier, hub string, dialBulk fun
 	if e, ok := conn.(earlyConn); ok {
 		conn, g, said = e.quicConn, e.greeting, true
 	} else {
-		st, err := conn.openControl(ctx)
+		sctx, cancel := context.WithTimeout(ctx, c.cfg.DialTimeout)
+		st, err := conn.openControl(sctx)
+		cancel()
 		if err != nil {
 			return nil, err
 		}
@@ -113,15 +115,14 @@ func open(ctx context.Context, c *Client, conn carrier, hub string, dialBulk fun
 	if n := len(inv.Epochs); n > 0 {
 		s.epoch = inv.Epochs[n-1].ID
 	}
-	if dl, ok := ctx.Deadline(); ok {
-		st.SetReadDeadline(dl)
-	}
 	if !said {
 		if _, err := sendMessages(st, nil, []wire.Message{g.hello}); err != nil {
 			return nil, err
 		}
 	}
+	stop := patient(ctx, conn, st, c.cfg.DialTimeout)
 	m, err := s.reader.Read()
+	stop()
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -181,4 +182,39 @@ func (s *session) linkStatus() wire.LinkStatus {
 	re := s.c.state.Reconnects
 	s.c.mu.Unlock()
 	return wire.LinkStatus{RTTMicros: q.SmoothedRTT.Microseconds(), Reconnects: re, BytesSent: int64(q.BytesSent), BytesLost: int64(q.BytesLost), SendErrors: s.c.lost.Load(), InFlightBytes: out}
+}
+
+// patient bounds how long the first answer of a hub is waited for: while nothing comes, timeout. On a link of
+// a few kilobytes a second the handshake repeats itself before anybody has measured a round trip (quic-go
+// begins with 100 ms), and the answer stands behind all that in a queue of half a minute: to give up would put the next
+// handshake behind it. So while packets come, up to six times as long. A hub that does not answer sends none.
+func patient(ctx context.Context, conn carrier, st controlStream, timeout time.Duration) (stop func()) {
+	st.SetReadDeadline(time.Now().Add(timeout))
+	ctx, cancel := context.WithCancel(ctx)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		t := time.NewTicker(timeout / 4)
+		defer t.Stop()
+		end, seen := time.Now().Add(6*timeout), conn.ConnectionStats().PacketsReceived
+		for {
+			select {
+			case <-ctx.Done():
+				st.SetReadDeadline(time.Unix(1, 0)) // nobody reads any more, or must not
+				return
+			case now := <-t.C:
+				n := conn.ConnectionStats().PacketsReceived
+				if n == seen || now.After(end) {
+					continue
+				}
+				seen = n
+				st.SetReadDeadline(now.Add(timeout))
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-over
+		st.SetReadDeadline(time.Time{})
+	}
 }
