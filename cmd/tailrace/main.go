@@ -93,6 +93,7 @@ It talks to a hub by default (http://127.0.0.1:8080). On site, point it at a nod
 		newExportBundle(&api),
 		newImportBundle(&api),
 		newDrain(&api),
+		newHub(),
 		newDoctor(),
 		newCheck(),
 		newDevCerts(),

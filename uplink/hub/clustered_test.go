@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +12,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tailrace/uplink/hub"
-	"tailrace/uplink/hub/relay/kafkatest"
 	"tailrace/uplink/link"
 	"tailrace/uplink/ranges"
 	"tailrace/uplink/wire"
@@ -29,7 +26,7 @@ func clusterHub(t *testing.T, certDir string, brokers []string) hub.Config {
 	}
 	c.PacketConn = pc
 	c.Kafka = hub.KafkaConfig{}
-	c.Store.Kafka = &hub.ClusterConfig{Brokers: brokers, Address: pc.LocalAddr().String(), Shards: 4, LongestOutage: hub.Duration(24 * time.Hour), Linger: hub.Duration(10 * time.Millisecond)}
+	c.Store.Kafka = &hub.ClusterConfig{Brokers: brokers, Name: "two", Address: pc.LocalAddr().String(), Shards: 4, LongestOutage: hub.Duration(24 * time.Hour), Linger: hub.Duration(10 * time.Millisecond)}
 	return c
 }
 
@@ -57,19 +54,7 @@ func committed(t *testing.T, brokers []string, topic string, n int) (out []*kgo.
 // is in the cluster once and in order, a hub that stops is taken over from, and a loss is
 // in the ledger of both.
 func TestTwoHubsOnAKafkaCluster(t *testing.T) {
-	if testing.Short() {
-		t.Skip("a real cluster runs in the long form")
-	}
-	dir, err := os.MkdirTemp("", "hubs")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	k, err := kafkatest.Start(context.Background(), kafkatest.Options{Dir: filepath.Join(dir, "kafka"), Brokers: 3})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(k.Close)
+	k := brokers(t)
 	names := []string{"n0", "n1", "n2", "n3", "n4", "n5"}
 	certDir := certs(t, names...)
 	ca, cb := clusterHub(t, certDir, k.Addrs), clusterHub(t, certDir, k.Addrs)
@@ -86,10 +71,10 @@ func TestTwoHubsOnAKafkaCluster(t *testing.T) {
 		t.Helper()
 		total += n
 		for _, s := range sites {
-			s.publish("wind", n)
+			s.publish("gust", n)
 		}
 		for _, s := range sites {
-			until(t, fmt.Sprint(s.id, " is acknowledged to ", total), func() bool { return s.ackedTo("wind") == int64(total) })
+			until(t, fmt.Sprint(s.id, " is acknowledged to ", total), func() bool { return s.ackedTo("gust") == int64(total) })
 		}
 	}
 	send(50)
@@ -126,7 +111,7 @@ func TestTwoHubsOnAKafkaCluster(t *testing.T) {
 		t.Errorf("the hub that is left shows %d nodes", len(nb.Nodes))
 	}
 	next, place := map[string]int{}, map[string]int32{}
-	rs := committed(t, k.Addrs, "wind", total*len(names))
+	rs := committed(t, k.Addrs, "gust", total*len(names))
 	if len(rs) != total*len(names) {
 		t.Errorf("%d records, want %d", len(rs), total*len(names))
 	}
@@ -147,7 +132,7 @@ func TestTwoHubsOnAKafkaCluster(t *testing.T) {
 	// A loss is in the ledger of every hub.
 	s := sites[0]
 	s.mu.Lock()
-	s.gaps = []link.GapProposal{{Topic: "wind", Epoch: s.Inventory().Epochs[0].ID, Gap: wire.Gap{Ranges: ranges.Of(int64(total), int64(total)+12), Reason: wire.GapEvicted}}}
+	s.gaps = []link.GapProposal{{Topic: "gust", Epoch: s.Inventory().Epochs[0].ID, Gap: wire.Gap{Ranges: ranges.Of(int64(total), int64(total)+12), Reason: wire.GapEvicted}}}
 	s.mu.Unlock()
 	s.disconnect()
 	s.connect(certDir, addrB)

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"tailrace/storage"
 	"tailrace/storage/storehttp"
@@ -94,14 +97,32 @@ func describe(ctx context.Context, r *relay.Relay, list []*clusterTopic) error {
 		names[i] = t.name
 	}
 	lo, err1 := r.Offsets(ctx, names, 0) // the first record that has a time
-	hi, err2 := r.Offsets(ctx, names, relay.AtMaxTime)
-	if err := errors.Join(err1, err2); err != nil {
+	if err1 != nil {
+		return err1
+	}
+	var g errgroup.Group
+	g.SetLimit(16)
+	for _, t := range list {
+		t.mu.Lock()
+		t.hi = slices.Repeat([]relay.Place{{Offset: -1, Time: -1}}, len(t.first))
+		for i := range t.hi {
+			first, stable, hi := t.first[i].Offset, t.stable[i].Offset, &t.hi[i]
+			g.Go(func() (err error) {
+				if first < stable {
+					hi.Time, err = r.LastTime(ctx, t.name, int32(i), first, stable)
+				}
+				return err
+			})
+		}
+		t.mu.Unlock()
+	}
+	if err := g.Wait(); err != nil {
 		return err
 	}
 	bytes := r.Sizes(ctx, names)
 	for _, t := range list {
 		t.mu.Lock()
-		t.lo, t.hi, t.bytes = lo[t.name], hi[t.name], bytes[t.name]
+		t.lo, t.bytes = lo[t.name], bytes[t.name]
 		t.mu.Unlock()
 	}
 	return nil
@@ -141,15 +162,14 @@ func (t *clusterTopic) restart() {
 
 func (t *clusterTopic) Name() string { return t.name }
 
-// Config is what the API shows of it; retention_bytes is a partition's in a cluster, and is given
-// here for the topic, as a store's is.
+// Config is what the API shows of it.
 func (t *clusterTopic) Config() storage.TopicConfig {
 	c := storage.TopicConfig{Partitions: len(t.first), Class: "kafka"}
 	if ms, err := strconv.ParseInt(t.config["retention.ms"], 10, 64); err == nil && ms > 0 {
 		c.RetentionAge = time.Duration(ms) * time.Millisecond
 	}
 	if n, err := strconv.ParseInt(t.config["retention.bytes"], 10, 64); err == nil && n > 0 {
-		c.RetentionBytes = n * int64(max(1, len(t.first)))
+		c.RetentionBytes = n
 	}
 	return c
 }

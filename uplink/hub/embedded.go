@@ -107,6 +107,9 @@ func NewEmbedded(c EmbeddedConfig) (*Embedded, error) {
 	if c.Store == nil || len(c.Classes) == 0 {
 		return nil, errors.New("hub: EmbeddedConfig wants Store and Classes")
 	}
+	if err := movedTo(c.Store); err != nil {
+		return nil, err
+	}
 	c = c.withDefaults()
 	e := &Embedded{
 		cfg: c, store: c.Store,

@@ -330,8 +330,11 @@ func (h *Hub) here(node string) bool {
 
 // notEmbedded refuses to leave records behind: data_dir was that of an embedded hub.
 func (h *Hub) notEmbedded() error {
+	if movedTo(h.store) != nil {
+		return nil
+	}
 	for _, t := range h.store.Topics() {
-		return fmt.Errorf("data_dir %s holds topics (%s …) of a hub that kept its records there: moving them to a cluster cannot be done yet; "+
+		return fmt.Errorf("data_dir %s holds topics (%s …) of a hub that kept its records there: move them with tailrace hub migrate, or "+
 			"name another data_dir, and keep this one for a hub without store.kafka", h.cfg.DataDir, t.Name())
 	}
 	return nil

@@ -106,9 +106,9 @@ func startHub(t *testing.T, c hub.Config) (h *hub.Hub, url string, stop func()) 
 // until polls a condition that other goroutines bring about.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); {
+	for deadline := time.Now().Add(90 * time.Second); !ok(); {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 30 s: %s", what)
+			t.Fatalf("not within 90 s: %s", what)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -146,6 +146,7 @@ type site struct {
 	mu    sync.Mutex
 	acked map[string]uplink.RangeSet
 	gaps  []link.GapProposal
+	modes sync.Map // topic to wire.Mode, of topics that do not come in order
 }
 
 func newSite(t *testing.T, certDir, id string, hubs ...string) *site {
@@ -226,7 +227,9 @@ func (s *site) Inventory() wire.Inventory {
 	inv := wire.Inventory{Epochs: []wire.EpochInfo{{ID: wire.ID(id.Epoch.ID), Parent: wire.ID(id.Epoch.Parent), Number: id.Epoch.Number}}}
 	for _, t := range s.store.Topics() {
 		for _, p := range t.Partitions() {
-			inv.Partitions = append(inv.Partitions, wire.PartitionInfo{ID: uint32(p.ID()), Topic: t.Name(), Partition: p.Index(), Start: p.Start(), Next: p.HighWatermark(), Bytes: p.Bytes()})
+			m, _ := s.modes.Load(t.Name())
+			mode, _ := m.(wire.Mode)
+			inv.Partitions = append(inv.Partitions, wire.PartitionInfo{ID: uint32(p.ID()), Topic: t.Name(), Partition: p.Index(), Start: p.Start(), Next: p.HighWatermark(), Bytes: p.Bytes(), Mode: mode})
 		}
 	}
 	return inv

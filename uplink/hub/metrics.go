@@ -57,6 +57,23 @@ var families = []family{
 	{"tailrace_hub_appends_failed_total", "counter", "Appends the disk refused since start. Any increase: the disk is full or failing; nodes keep their data."},
 	{"tailrace_hub_fenced_total", "counter", "Sessions refused because a node's log is a copy, since start."},
 	{"tailrace_hub_forks_total", "counter", "Partitions found to differ from what is stored here, since start."},
+	{"tailrace_relay_transactions_total", "counter", "Transactions committed to the Kafka cluster since start. Grows with shards and linger, not with nodes."},
+	{"tailrace_relay_transaction_seconds_total", "counter", "Time in them; divide by transactions for the mean. Rising: the cluster is slow or far."},
+	{"tailrace_relay_records_total", "counter", "Records of nodes committed to the cluster since start."},
+	{"tailrace_relay_batches_total", "counter", "Batches they were merged into. Records over batches is what a broker sees at once."},
+	{"tailrace_relay_aborted_total", "counter", "Transactions given up since start: the state of their shard was read again, nodes send again. Any steady increase: see the log."},
+	{"tailrace_relay_fenced_total", "counter", "Of them those that another hub had fenced: it has taken the shard over."},
+	{"tailrace_relay_throttled_seconds_total", "counter", "For how long brokers told the hub to wait. Any increase: raise its quota."},
+	{"tailrace_relay_dead_letters_total", "counter", "Records that the cluster refused: they are in the dead-letter topic and in the loss ledger. Any increase: see the log."},
+	{"tailrace_relay_takeovers_total", "counter", "Takeovers of shards by this hub since start."},
+	{"tailrace_relay_takeover_seconds_total", "counter", "Time in them: fencing, and reading progress."},
+	{"tailrace_relay_takeover_seconds", "gauge", "Of the last one. Nodes of that shard waited so long, and the group's session time before it."},
+	{"tailrace_relay_shards", "gauge", "Shards that this hub serves."},
+	{"tailrace_relay_shards_waiting", "gauge", "Shards that it has to serve and is still taking over. Above 0 for long: the cluster does not answer."},
+	{"tailrace_relay_lag_seconds", "gauge", "How long the oldest batch at this hub waits for its commit. Above a few seconds: the cluster does not take records."},
+	{"tailrace_relay_queued_bytes", "gauge", "Bytes of batches that wait for a commit."},
+	{"tailrace_relay_connections", "gauge", "Connections to brokers."},
+	{"tailrace_relay_requests_total", "counter", "Requests to brokers since start."},
 	{"tailrace_topic_records", "gauge", "Records between log start and end, by topic."},
 	{"tailrace_topic_bytes", "gauge", "Bytes kept, by topic."},
 	{"tailrace_topic_appended_offset", "gauge", "One past the last appended offset, summed over partitions."},
@@ -195,6 +212,26 @@ func (m *hubMetrics) collect() map[string][]sample {
 	add("tailrace_hub_appends_failed_total", float64(e.Failed))
 	add("tailrace_hub_fenced_total", float64(m.fenced.Get()))
 	add("tailrace_hub_forks_total", float64(m.forks.Get()))
+	if c, ok := h.central.(*clustered); ok {
+		s := c.r.Stats()
+		add("tailrace_relay_transactions_total", float64(s.Transactions))
+		add("tailrace_relay_transaction_seconds_total", s.Committing.Seconds())
+		add("tailrace_relay_records_total", float64(s.Records))
+		add("tailrace_relay_batches_total", float64(s.Batches))
+		add("tailrace_relay_aborted_total", float64(s.Aborted))
+		add("tailrace_relay_fenced_total", float64(s.Fenced))
+		add("tailrace_relay_throttled_seconds_total", s.Throttled.Seconds())
+		add("tailrace_relay_dead_letters_total", float64(s.Dead))
+		add("tailrace_relay_takeovers_total", float64(s.Takeovers))
+		add("tailrace_relay_takeover_seconds_total", s.TakingOver.Seconds())
+		add("tailrace_relay_takeover_seconds", s.LastTakeover.Seconds())
+		add("tailrace_relay_shards", float64(s.Served))
+		add("tailrace_relay_shards_waiting", float64(s.Waiting))
+		add("tailrace_relay_lag_seconds", s.Lag.Seconds())
+		add("tailrace_relay_queued_bytes", float64(s.QueuedBytes))
+		add("tailrace_relay_connections", float64(s.Connections))
+		add("tailrace_relay_requests_total", float64(s.Requests))
+	}
 	for _, t := range h.store.Topics() {
 		var appended, durable int64
 		for _, p := range t.Partitions() {

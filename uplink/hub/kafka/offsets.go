@@ -118,3 +118,34 @@ func (gs *groups) expire(ctx context.Context) error {
 	}
 	return nil
 }
+
+// GroupOffset is what a consumer group has committed.
+type GroupOffset struct {
+	Group, Topic, Metadata string
+	Partition              int
+	Offset                 int64
+}
+
+// CommittedOffsets are those of every group in a store, for who moves them elsewhere.
+func CommittedOffsets(store *storage.Store) (list []GroupOffset) {
+	type one struct {
+		group string
+		id    storage.PartitionID
+		c     committed
+	}
+	var all []one
+	store.RangeState(storage.KindGroup, func(key string, value []byte) bool {
+		if g, id, ok := parseOffsetKey(key); ok {
+			if c, ok := decodeCommitted(value); ok {
+				all = append(all, one{g, id, c})
+			}
+		}
+		return true
+	})
+	for _, o := range all {
+		if p, ok := store.PartitionByID(o.id); ok {
+			list = append(list, GroupOffset{o.group, p.Topic().Name(), o.c.metadata, p.Index(), o.c.offset})
+		}
+	}
+	return list
+}

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -256,6 +257,7 @@ type producer struct {
 	seq   map[part]int32
 	added map[part]bool
 	began bool
+	lasts time.Duration // of a transaction; 0 = txnTimeout
 	log   func(msg string, args ...any)
 }
 
@@ -275,7 +277,7 @@ func transient(err error) bool {
 func (p *producer) fence(ctx context.Context) error {
 	for {
 		req := kmsg.NewPtrInitProducerIDRequest()
-		req.TransactionalID, req.TransactionTimeoutMillis = kmsg.StringPtr(p.txn), int32(txnTimeout.Milliseconds())
+		req.TransactionalID, req.TransactionTimeoutMillis = kmsg.StringPtr(p.txn), int32(cmp.Or(p.lasts, txnTimeout).Milliseconds())
 		req.ProducerID, req.ProducerEpoch = -1, -1
 		resp, err := req.RequestWith(ctx, p.c.cl)
 		if err == nil {

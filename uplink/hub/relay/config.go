@@ -2,10 +2,12 @@ package relay
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"path"
 	"regexp"
 	"time"
@@ -50,6 +52,10 @@ type Config struct {
 
 	Logger *slog.Logger
 	Now    func() time.Time
+
+	wire *wireStats // counts for all clients; nil = nobody asks
+
+	dial func(ctx context.Context, network, addr string) (net.Conn, error) // of a test's long way; nil = plainly
 
 	forget bool // planted by a test: progress is not written
 }
@@ -173,6 +179,12 @@ func (s SASL) mechanism() (sasl.Mechanism, error) {
 func (c Config) options() ([]kgo.Opt, error) {
 	opts := []kgo.Opt{kgo.SeedBrokers(c.Brokers...), kgo.ClientID(clientPrefix + c.Address), kgo.MetadataMinAge(100 * time.Millisecond),
 		kgo.RequestTimeoutOverhead(produceTimeout), kgo.RetryTimeout(produceTimeout), kgo.DialTimeout(3 * time.Second)}
+	if c.wire != nil {
+		opts = append(opts, kgo.WithHooks(c.wire))
+	}
+	if c.dial != nil {
+		opts = append(opts, kgo.Dialer(c.dial))
+	}
 	if c.TLS != nil {
 		opts = append(opts, kgo.DialTLSConfig(c.TLS))
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -26,6 +27,7 @@ type job struct {
 	Name    string
 	Shards  int
 	Nodes   int
+	Via     map[string]string // another address for a broker's; nil = its own
 }
 
 // TestHubProcess is a hub process with its nodes: each goes on where the cluster's
@@ -40,9 +42,16 @@ func TestHubProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := context.Background()
-	r, err := Open(ctx, Config{Brokers: j.Brokers, Name: j.Name, Shards: j.Shards, Outage: time.Hour, Linger: 10 * time.Millisecond,
+	cfg := Config{Brokers: j.Brokers, Name: j.Name, Shards: j.Shards, Outage: time.Hour, Linger: 10 * time.Millisecond,
 		Topics: []TopicRule{{Match: "*"}}, LossRow: func(Loss) []byte { return []byte("{}") },
-		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	if j.Via != nil {
+		cfg.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, network, j.Via[addr])
+		}
+	}
+	r, err := Open(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

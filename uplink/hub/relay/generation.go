@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -179,7 +180,7 @@ func (g *generation) push(add []*entry, w waiter) {
 	}
 	g.queue = append(g.queue, add...)
 	g.enqueued += uint64(len(add))
-	w.after = g.enqueued
+	w.after, w.at = g.enqueued, time.Now()
 	g.waiters = append(g.waiters, w)
 	select {
 	case g.wake <- struct{}{}:

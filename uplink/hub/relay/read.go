@@ -20,9 +20,8 @@ import (
 
 // Times of a query that stand for a place.
 const (
-	AtStart   int64 = -2 // the first offset that is kept
-	AtStable  int64 = -1 // one past the last that is committed
-	AtMaxTime int64 = -3 // the record with the largest time
+	AtStart  int64 = -2 // the first offset that is kept
+	AtStable int64 = -1 // one past the last that is committed
 )
 
 // Place is an offset and the time of its record, -1 where there is none.
@@ -279,6 +278,30 @@ func (r *Relay) Fetch(ctx context.Context, dst []byte, topic string, n int32, fr
 		}
 	}
 	return dst, from, nil
+}
+
+// LastTime is the largest time of the last committed batches of a partition, -1 when there
+// are none near its end. The brokers' own answer to the question counts the markers of
+// transactions, which have the time of their commit.
+func (r *Relay) LastTime(ctx context.Context, topic string, n int32, first, stable int64) (int64, error) {
+	for back := int64(2); ; back *= 16 {
+		from := max(first, stable-back)
+		out, _, err := r.Fetch(ctx, nil, topic, n, from, stable, 16<<10)
+		if err != nil {
+			return -1, err
+		}
+		at := int64(-1)
+		for len(out) > 0 {
+			b, rest, err := record.Next(out)
+			if err != nil {
+				return -1, err
+			}
+			at, out = max(at, b.MaxTimestamp()), rest
+		}
+		if at >= 0 || from == first || back > 1<<16 {
+			return at, nil
+		}
+	}
 }
 
 // committedOf appends the batches of a fetch that readers see; next is behind the last whole

@@ -40,7 +40,7 @@ type Relay struct {
 	topicMu sync.Mutex
 	checked map[string]bool // guarded by topicMu: topics that are there and good
 
-	stats struct{ records, bytes, transactions, takeovers, dead, batches, bytesStored atomic.Int64 }
+	stats counters
 }
 
 // shard is a shard as this hub sees it.
@@ -60,6 +60,7 @@ func Open(ctx context.Context, cfg Config) (_ *Relay, err error) {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
+	cfg.wire = new(wireStats)
 	opts, err := cfg.options()
 	if err != nil {
 		return nil, err
@@ -86,8 +87,10 @@ func Open(ctx context.Context, cfg Config) (_ *Relay, err error) {
 	if err := r.ensureSystem(ctx); err != nil {
 		return nil, fmt.Errorf("kafka cluster: %w", err)
 	}
-	sum := sha256.Sum256([]byte("tailrace kafka store\x00" + r.c.cluster + "\x00" + cfg.Name))
-	copy(r.id[:], sum[:])
+	if err := r.noMove(ctx); err != nil {
+		return nil, fmt.Errorf("kafka cluster: %w", err)
+	}
+	r.id = storeID(r.c.cluster, cfg.Name)
 	cl, err := kgo.NewClient(opts...)
 	if err != nil {
 		return nil, err
@@ -96,6 +99,13 @@ func Open(ctx context.Context, cfg Config) (_ *Relay, err error) {
 	r.c.cl = cl
 	close(r.opened)
 	return r, nil
+}
+
+// storeID names a fleet in a cluster.
+func storeID(cluster, name string) (id wire.ID) {
+	sum := sha256.Sum256([]byte("tailrace kafka store\x00" + cluster + "\x00" + name))
+	copy(id[:], sum[:])
+	return id
 }
 
 // Identity names the store.
@@ -166,8 +176,11 @@ func (s *shard) run(ctx context.Context, done chan struct{}) {
 			pause(ctx, wait)
 			continue
 		}
+		took := time.Since(began)
 		s.r.stats.takeovers.Add(1)
-		log.Info("shard taken over", "nodes", len(g.epochs), "took", time.Since(began).Round(time.Millisecond).String(), "epoch", g.pr.epoch)
+		s.r.stats.takingOver.Add(int64(took))
+		s.r.stats.lastTakeover.Store(int64(took))
+		log.Info("shard taken over", "nodes", len(g.epochs), "took", took.Round(time.Millisecond).String(), "epoch", g.pr.epoch)
 		s.r.cfg.Acquired(int(s.n), g.notes, g.entries)
 		g.entries = nil
 		s.mu.Lock()
@@ -183,6 +196,7 @@ func (s *shard) run(ctx context.Context, done chan struct{}) {
 			log.Info("shard given up")
 			return
 		}
+		s.r.gaveUp(err)
 		log.Warn("the shard's state is dropped and read again", "error", err)
 		if wait = 50 * time.Millisecond; errors.Is(err, kerr.InvalidProducerEpoch) || errors.Is(err, kerr.ProducerFenced) {
 			wait = time.Second // another hub has it: the group says so in a moment
@@ -506,19 +520,6 @@ func (r *Relay) Follow() (*kgo.Client, error) {
 	}
 	return kgo.NewClient(append(opts, kgo.ConsumeTopics(r.cfg.LossTopic()), kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
-}
-
-// Stats are totals since Open.
-type Stats struct {
-	Records, Bytes, Transactions, Takeovers int64
-	Batches, BytesStored                    int64 // as written to the cluster
-	Dead                                    int64 // records that the cluster refused
-}
-
-// Stats returns totals since Open.
-func (r *Relay) Stats() Stats {
-	return Stats{r.stats.records.Load(), r.stats.bytes.Load(), r.stats.transactions.Load(), r.stats.takeovers.Load(),
-		r.stats.batches.Load(), r.stats.bytesStored.Load(), r.stats.dead.Load()}
 }
 
 func (r *Relay) count(take []*entry) {

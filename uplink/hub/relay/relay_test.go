@@ -126,9 +126,11 @@ func (f *fleet) origin(node int) wire.Origin {
 	return wire.Origin{Node: fmt.Sprint("node", node), Epoch: epochA, Topic: f.Name + ".wind"}
 }
 
+func epochsOf(o wire.Origin) []wire.EpochInfo { return []wire.EpochInfo{{ID: o.Epoch, Number: 1}} }
+
 func (f *fleet) adopt(r *Relay, o wire.Origin) {
 	f.t.Helper()
-	if err := r.Adopt(within(f.t), o.Node, []wire.EpochInfo{{ID: o.Epoch, Number: 1}}); err != nil {
+	if err := r.Adopt(within(f.t), o.Node, epochsOf(o)); err != nil {
 		f.t.Fatal(err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"tailrace/storage/record"
 	"tailrace/uplink"
@@ -213,6 +214,7 @@ type waiter struct {
 	st    *stream // nil for keys
 	after uint64
 	bytes int64
+	at    time.Time // when it came
 	done  func(held uplink.RangeSet, err error)
 }
 

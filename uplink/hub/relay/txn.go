@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 
@@ -16,6 +17,7 @@ import (
 
 // transaction stores entries and what they make true of progress, in one transaction.
 func (g *generation) transaction(ctx context.Context, take []*entry) error {
+	began := time.Now()
 	lanes, order := g.lanes(take)
 	parts := append([]part{{g.r.cfg.ProgressTopic(), g.n}}, order...)
 	if err := g.add(ctx, parts, lanes); err != nil {
@@ -39,6 +41,7 @@ func (g *generation) transaction(ctx context.Context, take []*entry) error {
 	if err := g.pr.commit(ctx); err != nil {
 		return err
 	}
+	g.r.stats.committing.Add(int64(time.Since(began)))
 	g.r.count(take)
 	g.complete(take)
 	return nil

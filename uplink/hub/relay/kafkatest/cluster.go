@@ -47,11 +47,14 @@ type Options struct {
 	Client []kgo.Opt
 	// Protocol of the clients' listener, as in listener.security.protocol.map; default PLAINTEXT.
 	Protocol string
+	// Also is the protocol of a second listener for clients, ALSO; empty = there is none.
+	Also string
 }
 
 // Cluster is a running cluster.
 type Cluster struct {
 	Addrs   []string // host:port of the brokers, for clients
+	Also    []string // the same of the second listener
 	opt     Options
 	brokers []*broker
 }
@@ -101,15 +104,15 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(3 * o.Brokers)
+	ports, err := freePorts(4 * o.Brokers)
 	if err != nil {
 		return nil, err
 	}
 	c := &Cluster{opt: o}
 	var voters []string
 	for i := range o.Brokers {
-		c.Addrs = append(c.Addrs, fmt.Sprintf("127.0.0.1:%d", ports[3*i]))
-		voters = append(voters, fmt.Sprintf("%d@127.0.0.1:%d", i+1, ports[3*i+1]))
+		c.Addrs = append(c.Addrs, fmt.Sprintf("127.0.0.1:%d", ports[4*i]))
+		voters = append(voters, fmt.Sprintf("%d@127.0.0.1:%d", i+1, ports[4*i+1]))
 	}
 	rf, isr := min(3, o.Brokers), min(2, max(1, o.Brokers-1))
 	for i := range o.Brokers {
@@ -118,8 +121,8 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 			return nil, err
 		}
 		lines := []string{"process.roles=broker,controller", fmt.Sprint("node.id=", i+1), "controller.quorum.voters=" + strings.Join(voters, ","),
-			fmt.Sprintf("listeners=CLIENT://%s,CONTROLLER://127.0.0.1:%d,INTERNAL://127.0.0.1:%d", c.Addrs[i], ports[3*i+1], ports[3*i+2]),
-			fmt.Sprintf("advertised.listeners=CLIENT://%s,INTERNAL://127.0.0.1:%d", c.Addrs[i], ports[3*i+2]),
+			fmt.Sprintf("listeners=CLIENT://%s,CONTROLLER://127.0.0.1:%d,INTERNAL://127.0.0.1:%d", c.Addrs[i], ports[4*i+1], ports[4*i+2]),
+			fmt.Sprintf("advertised.listeners=CLIENT://%s,INTERNAL://127.0.0.1:%d", c.Addrs[i], ports[4*i+2]),
 			"controller.listener.names=CONTROLLER", "listener.security.protocol.map=CONTROLLER:PLAINTEXT,INTERNAL:PLAINTEXT,CLIENT:" + o.Protocol,
 			"inter.broker.listener.name=INTERNAL", "log.dirs=" + filepath.Join(dir, "data"),
 			"auto.create.topics.enable=false", "group.initial.rebalance.delay.ms=0", "offsets.topic.num.partitions=4", "transaction.state.log.num.partitions=4",
@@ -127,6 +130,17 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 			fmt.Sprint("share.coordinator.state.topic.replication.factor=", rf), fmt.Sprint("share.coordinator.state.topic.min.isr=", isr),
 			fmt.Sprint("default.replication.factor=", rf), fmt.Sprint("min.insync.replicas=", isr),
 			"log.retention.ms=-1"} // records of tests are old
+		if o.Also != "" {
+			c.Also = append(c.Also, fmt.Sprintf("127.0.0.1:%d", ports[4*i+3]))
+			for k, l := range lines {
+				switch name, _, _ := strings.Cut(l, "="); name {
+				case "listeners", "advertised.listeners":
+					lines[k] += ",ALSO://" + c.Also[i]
+				case "listener.security.protocol.map":
+					lines[k] += ",ALSO:" + o.Also
+				}
+			}
+		}
 		b := &broker{conf: filepath.Join(dir, "server.properties"), log: filepath.Join(dir, "broker.log")}
 		if err := os.WriteFile(b.conf, []byte(strings.Join(append(lines, o.Properties...), "\n")+"\n"), 0o600); err != nil {
 			return nil, err
