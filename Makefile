@@ -13,8 +13,9 @@ FUZZTIME ?= 60s
 KILLS ?= 1000
 HISTORIES ?= 5000
 DAYS ?= 100
+CHAOS ?= 10m
 
-.PHONY: help run build test quick race check lint cross setup kafka-up kafka-down fuzz sim crash planted dup conformance ecosystem bench link-bench soak bars clean
+.PHONY: help run build test quick race check lint cross setup kafka-up kafka-down kafka-chaos fuzz sim crash planted dup conformance ecosystem bench link-bench soak bars clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 16
@@ -57,6 +58,11 @@ kafka-up: ## an Apache Kafka cluster on loopback: three brokers, free ports, dat
 
 kafka-down: ## ends it and removes its data
 	@$(GO) run ./.ci/kafka down
+
+kafka-chaos: ## CHAOS (10m) of brokers and hubs killed, stopped, added and removed under 50 nodes, 80 ms from hubs to brokers; then 5,000 nodes on one hub
+	@.ci/kafka-clients
+	$(GO) test -count=1 -v -timeout 0 ./uplink/hub/relay -run 'TestChaos' -chaos.for $(CHAOS) -chaos.nodes 50
+	$(GO) test -count=1 -v -timeout 0 ./uplink/hub/relay -run 'TestManyNodes' -relay.nodes 5000
 
 fuzz: ## every fuzz target for FUZZTIME (60s)
 	@.ci/fuzz $(FUZZTIME)
