@@ -73,7 +73,7 @@ sim: ## HISTORIES (5000) seeded histories of the whole system in simulated time
 crash: build ## the long forms of power cuts, failing calls, damage, mounted images, planted bugs and KILLS (1000) SIGKILLs
 	@GO=$(GO) KILLS=$(KILLS) .ci/crash
 
-planted: ## plant twelve known bugs, one at a time: each must be found by the test named for it
+planted: ## plant known bugs (the twelve of the promise, and some beside them), one at a time: each must be found by the test named for it
 	@.ci/crash planted
 
 dup: ## kill -9 between fsync and PUBACK KILLS (200) times: what the device sends again is stored once

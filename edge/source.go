@@ -30,6 +30,8 @@ type source struct {
 	times   map[storage.PartitionID]offsetTime
 	refused map[string]bool // topics that the hub does not take, as it said last
 	hub     wire.StoreRef   // the store that welcomed this node last; zero ID = none yet
+	noted   wire.StoreRef   // as it is durable here
+	noting  bool            // it is being made durable
 }
 
 // ackedOf is what the hub holds of one partition, over all epochs: offsets go on
@@ -48,6 +50,7 @@ func newSource(store *storage.Store, s *streams, logger *slog.Logger) *source {
 	if v, ok := store.State(storage.KindMeta, hubStoreKey); ok && len(v) == len(src.hub.ID)+4 {
 		copy(src.hub.ID[:], v)
 		src.hub.Epoch = int32(binary.BigEndian.Uint32(v[len(src.hub.ID):]))
+		src.noted = src.hub
 	}
 	return src
 }
@@ -82,24 +85,42 @@ func (s *source) welcomed(w wire.Welcome) error {
 			p.ForgetAcked()
 		}
 	}
-	if before == now {
-		return nil
-	}
 	switch {
+	case before == now:
 	case before.ID.IsZero():
 	case before.ID != now.ID:
 		s.logger.Warn("the hub has another store than before: its disk was lost or replaced; what this node still holds is sent again", "before", before.ID.String(), "now", now.ID.String())
 	case now.Epoch < before.Epoch:
 		s.logger.Warn("the hub's store is an older state of itself: a backup was restored; what it lacks is sent again", "store", now.ID.String(), "epoch_before", before.Epoch, "epoch", now.Epoch)
 	}
+	s.noteHub()
+	return nil
+}
+
+// noteHub makes durable which store of the hub welcomed this node last, unless it is: after
+// a restart a hub learns by it that its disk was lost or has gone back. Where the disk takes
+// nothing now it is tried again with the next acknowledgement.
+func (s *source) noteHub() {
+	s.mu.Lock()
+	now := s.hub
+	if s.noting || s.noted == now || now.ID.IsZero() {
+		s.mu.Unlock()
+		return
+	}
+	s.noting = true
+	s.mu.Unlock()
 	a := s.store.NewAppend("")
 	a.Set(storage.KindMeta, hubStoreKey, binary.BigEndian.AppendUint32(now.ID[:len(now.ID):len(now.ID)], uint32(now.Epoch)))
 	s.store.Submit(a, func(_ *storage.Append, err error) {
-		if err != nil { // not needed for anything but words
-			s.logger.Warn("the hub's store is not noted", "err", err)
+		s.mu.Lock()
+		if s.noting = false; err == nil {
+			s.noted = now
+		}
+		s.mu.Unlock()
+		if err != nil {
+			s.logger.Warn("the hub's store is not noted; tried again", "err", err)
 		}
 	})
-	return nil
 }
 
 func wake(ch chan struct{}) {
@@ -293,6 +314,7 @@ func (s *source) Gaps() []link.GapProposal {
 
 // settleLosses forgets the losses that the hub has in its ledger.
 func (s *source) settleLosses(ctx context.Context) {
+	s.noteHub()
 	for _, l := range s.store.Losses() {
 		if !s.isAcked(l.Partition, l.From, l.To) {
 			continue

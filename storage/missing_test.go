@@ -217,6 +217,15 @@ func TestMissingSegmentsAreDeclaredExactly(t *testing.T) {
 				}
 				s := open(t, dir, onFS(fs), segmentBytes(4096))
 				g.check(t, s, lost, fmt.Sprint(what, ", start ", again))
+				counted := uint64(0)
+				for _, ranges := range lost {
+					for _, r := range ranges {
+						counted += uint64(r.To - r.From)
+					}
+				}
+				if got := s.Stats().Classes[0].DamagedRecords; again == 0 && got != counted || again > 0 && got != 0 {
+					t.Fatalf("%s: start %d counts %d damaged records, %d were declared", what, again, got, counted)
+				}
 				if s.Identity().Epoch.Number != 2 || again > 0 && repairs(s) != "" {
 					t.Fatalf("%s: start %d: epoch %d, repaired %s", what, again, s.Identity().Epoch.Number, repairs(s))
 				}

@@ -54,7 +54,7 @@ func (w *world) live(storm time.Duration) (out outcome, err error) {
 			err = e
 		}
 	}()
-	w.plan = newPlan(w.seed)
+	w.plan = newPlan(w.seed, w.features)
 	w.say("plan: %v", w.plan)
 	w.tuneNode = w.plan.node
 	steps := w.steps()
@@ -165,6 +165,9 @@ func (w *world) judge(out *outcome, wills []*willDevice) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
+	}
+	if err := w.judgeGiven(central); err != nil {
+		return err
 	}
 	if out.Wills, err = w.judgeWills(wills, auxDeclared > 0); err != nil {
 		return err

@@ -44,7 +44,7 @@ type plan struct {
 
 // newPlan draws one. It has a source of its own, so that a feature does not change the
 // rest of a seed's history.
-func newPlan(seed uint64) plan {
+func newPlan(seed uint64, features string) plan {
 	r := rand.New(rand.NewPCG(seed, 9))
 	one := func(of int) bool { return r.IntN(of) == 0 }
 	p := plan{evict: one(4), qos: [2]byte{1 + byte(r.IntN(2)), 1 + byte(r.IntN(2))}, retain: one(3),
@@ -71,7 +71,7 @@ func newPlan(seed uint64) plan {
 	case 1:
 		p.clock = "jumps"
 	}
-	for f := range strings.SplitSeq(*withFeatures, ",") {
+	for f := range strings.SplitSeq(features, ",") {
 		switch name, what, _ := strings.Cut(f, "-"); name {
 		case "evict":
 			p.evict = true
@@ -261,6 +261,15 @@ func (w *world) setClock(o *outcome, wrong time.Duration, kept bool) error {
 
 // replaceHub gives the hub another disk: an empty one, or an older state of its own.
 func (w *world) replaceHub(o *outcome, from string) error {
+	// Of a backup only a node can tell that has not restarted since it heard the hub's
+	// acknowledgements, see TestHubThatLostRecordsIsFilledAgain.
+	if s := w.hub.store(); s != nil && from == "" {
+		g, err := givenOut(s)
+		if err != nil {
+			return err
+		}
+		w.before, w.wentBack = g, g.records > 0
+	}
 	if err := w.hub.crash(w.rng.Uint64(), 0, false); err != nil {
 		return err
 	}

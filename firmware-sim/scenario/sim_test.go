@@ -75,7 +75,7 @@ func TestHistoriesLoseAndDoubleNothing(t *testing.T) {
 				if failed.Load() >= int64(*failures) {
 					t.Skip("enough histories have failed already")
 				}
-				out, story, err := history(t, seed, filepath.Join(dir, fmt.Sprint(seed)), certs, 30*time.Second)
+				out, story, err := history(t, seed, filepath.Join(dir, fmt.Sprint(seed)), certs, *withFeatures, 30*time.Second)
 				if err != nil {
 					failed.Add(1)
 					t.Errorf("seed %d: %v\nits story (run again with -run TestHistories -seed %d):\n%s", seed, err, seed, story)
@@ -99,10 +99,11 @@ func TestHistoriesLoseAndDoubleNothing(t *testing.T) {
 }
 
 // history lives one history in a bubble of its own.
-func history(t *testing.T, seed uint64, dir, certs string, storm time.Duration) (out outcome, story string, err error) {
+func history(t *testing.T, seed uint64, dir, certs, features string, storm time.Duration) (out outcome, story string, err error) {
 	defer os.RemoveAll(dir)
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(seed, dir, certs)
+		w.features = features
 		if *logs && *oneSeed != 0 {
 			w.log = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})
 		}

@@ -445,6 +445,30 @@ func TestCopiesOfALogAreNeverMerged(t *testing.T) {
 			w.onlyTags(stream, "a", "a2")
 			w.onlyTags(quiet, "qa", "qa2")
 		},
+		"copy with an epoch of its own, the node has another": func(w *truth) {
+			older, _ := begin(w)
+			w.tune(func(c *edge.Config) { c.NewEpoch = true })
+			w.must(w.node.on())
+			w.put(w.node, stream, "a2", 200, 20)
+			w.complete()
+			w.node.off()
+			newer := w.save(w.node)
+			w.restore(w.node, older) // at a time when the node is not connected
+			w.must(w.node.on())
+			w.put(w.node, stream, "copy", 100, 50)
+			w.put(w.node, quiet, "qcopy", 5, 5)
+			time.Sleep(5 * time.Minute)
+			w.onlyTags(stream, "a", "a2")
+			w.onlyTags(quiet, "qa")
+			w.fenced("two copies of one log")
+			w.node.off()
+			w.tune(nil)
+			w.restore(w.node, newer)
+			w.must(w.node.on())
+			w.put(w.node, stream, "a3", 220, 10)
+			w.complete()
+			w.onlyTags(stream, "a", "a2", "a3")
+		},
 		"end lost without a trace": func(w *truth) {
 			older, _ := begin(w)
 			w.restore(w.node, older)

@@ -47,7 +47,10 @@ type world struct {
 	tuneNode  func(*edge.Config) // nil, or changes the configuration of each start
 	tuneHub   func(*hub.Config)
 
+	features string     // that the plan has in any case, see withFeatures
 	plan     plan       // of a history
+	before   *given     // what the hub gave out before its disk was lost, nil when it was not
+	wentBack bool       // that is something
 	clock    wallClock  // of the node
 	bench    memNet     // the site of a copy of the node's card
 	troubles []interval // of the node; guarded by mu
@@ -94,7 +97,7 @@ type life struct {
 func newWorld(seed uint64, dir, certs string) *world {
 	w := &world{
 		seed: seed, dir: dir, certs: certs, rng: mrand.New(mrand.NewPCG(seed, 4)), start: time.Now(),
-		wan: newWAN(hubAddr.String(), seed), book: ledger.New(), log: slog.DiscardHandler,
+		features: *withFeatures, wan: newWAN(hubAddr.String(), seed), book: ledger.New(), log: slog.DiscardHandler,
 	}
 	w.site.delay = time.Duration(w.rng.IntN(30)) * time.Millisecond
 	w.node = &machine{w: w, name: "node", run: w.runNodeAt(&w.site)}

@@ -1,5 +1,6 @@
-// Package planted proves that the tests can see: it plants twelve known bugs, one at a
-// time, and each must make the test fail that is there to catch it.
+// Package planted proves that the tests can see: it plants the twelve bugs that the
+// promise of the log names, and some beside them, one at a time, and each must make the test
+// fail that is there to catch it.
 //
 // A bug is a row of a table: a file, the text to replace, the new text, and the test that
 // must fail. It is laid over the source with go test -overlay, so neither the checkout nor
