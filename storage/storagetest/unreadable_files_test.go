@@ -337,3 +337,53 @@ func TestUnreadableStartOfATruncation(t *testing.T) {
 		}
 	}
 }
+
+// A page that an open store gets at the third time of asking is not lost. And where the disk
+// takes no row of the ledger while a page is refused, nothing is declared and no reader goes
+// on; when it takes one again, the next reader has it asked for once more.
+func TestUnreadablePageIsAskedForAgain(t *testing.T) {
+	g := makeGolden(t, filepath.Join(scratch(t), "golden"), false)
+	b := newBench(g, filepath.Join(scratch(t), "disk"))
+	b.reason = storage.LossUnreadable
+	readAll := func(s *storage.Store) (err error) {
+		for part, p := range sweepParts(s) {
+			_, e := readPieces(p, g.starts[part])
+			err = errors.Join(err, e)
+		}
+		return err
+	}
+	for _, again := range []bool{true, false} {
+		b.dirty[g.target] = true
+		b.onBadDisk(t, harm{files: map[string][]byte{}}, func(fsys *storagetest.CrashFS, cfg storage.Config) {
+			s, err := storage.Open(cfg)
+			must(t, err)
+			defer s.Close()
+			times := 2 // the reader's, and the committer's first
+			if again {
+				times = -1
+				fsys.Inject(storagetest.Fault{Call: storagetest.Sync, Err: syscall.EIO, Forever: true})
+			}
+			must(t, fsys.Unreadable(filepath.Join(b.dir, g.target), 0, 1, times))
+			if err := readAll(s); !errors.Is(err, syscall.EIO) {
+				t.Errorf("the reader hears %v", err)
+			}
+			time.Sleep(time.Minute)
+			if again {
+				if err := readAll(s); !errors.Is(err, syscall.EIO) || len(s.Losses()) > 0 {
+					t.Errorf("while the disk takes nothing: %v, %+v", err, s.Losses())
+				}
+				time.Sleep(time.Minute)
+				fsys.Heal() // and takes rows again
+				must(t, fsys.Unreadable(filepath.Join(b.dir, g.target), 0, 1, -1))
+			}
+			for tries := 0; readAll(s) != nil && tries < 5; tries++ {
+				time.Sleep(time.Minute)
+			}
+			must(t, readAll(s))
+			v, err := b.compare(s)
+			if err != nil || v.cut || (v.batches > 0) != again {
+				t.Errorf("again %v: %+v, %v", again, v, err)
+			}
+		})
+	}
+}
