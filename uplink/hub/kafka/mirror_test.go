@@ -1,8 +1,6 @@
 package kafka_test
 
 import (
-	"crypto/rand"
-	"encoding/base64"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -11,30 +9,19 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tailrace/uplink/hub/relay/kafkatest"
 )
 
 // realBroker starts an Apache Kafka broker (KRaft) and returns a client's options for it.
 func realBroker(t *testing.T, lib string) (addr string, seeds kgo.Opt) {
 	t.Helper()
-	p1, p2 := freePort(t), freePort(t)
-	addr = fmt.Sprintf("127.0.0.1:%d", p1)
-	conf := properties(t, "server.properties", "process.roles=broker,controller", "node.id=1", fmt.Sprintf("controller.quorum.voters=1@127.0.0.1:%d", p2),
-		fmt.Sprintf("listeners=PLAINTEXT://%s,CONTROLLER://127.0.0.1:%d", addr, p2), "advertised.listeners=PLAINTEXT://"+addr,
-		"controller.listener.names=CONTROLLER", "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT", "log.dirs="+t.TempDir(),
-		"offsets.topic.replication.factor=1", "offsets.topic.num.partitions=2", "group.initial.rebalance.delay.ms=0", "auto.create.topics.enable=false", "log.retention.ms=-1", // the records are old
-		"transaction.state.log.replication.factor=1", "transaction.state.log.min.isr=1", "share.coordinator.state.topic.replication.factor=1", "share.coordinator.state.topic.min.isr=1")
-	id := make([]byte, 16)
-	rand.Read(id)
-	run(t, "", "java", "-XX:TieredStopAtLevel=1", "-cp", filepath.Join(lib, "*"), "kafka.tools.StorageTool", "format", "--cluster-id="+base64.RawURLEncoding.EncodeToString(id), "-c", conf)
-	p := java(t, "broker", lib, "kafka.Kafka", conf)
-	seeds = kgo.SeedBrokers(addr)
-	cl, err := kgo.NewClient(seeds)
+	k, err := kafkatest.Start(withTimeout(t), kafkatest.Options{Dir: t.TempDir(), Brokers: 1, Lib: lib})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer cl.Close()
-	p.await("the broker", func() bool { return cl.Ping(withTimeout(t)) == nil })
-	return addr, seeds
+	t.Cleanup(k.Close)
+	return k.Addrs[0], kgo.SeedBrokers(k.Addrs...)
 }
 
 // TestMirrorMaker: MirrorMaker 2 copies a topic of the hub to a real Kafka broker and one

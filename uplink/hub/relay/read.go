@@ -63,17 +63,18 @@ func (r *Relay) Partitions(ctx context.Context, topic string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	for _, t := range resp.Topics {
-		switch err := kerr.ErrorForCode(t.ErrorCode); {
-		case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.InvalidTopicException):
-			return 0, nil // not noted: anybody can ask for any name
-		case err != nil && !kerr.IsRetriable(err):
-			return 0, fmt.Errorf("topic %q: %w", topic, err)
-		}
-		r.c.note(resp)
-		return len(t.Partitions), nil
+	if len(resp.Topics) != 1 {
+		return 0, fmt.Errorf("topic %q: the answer lacks it", topic)
 	}
-	return 0, nil
+	t := &resp.Topics[0]
+	switch err := kerr.ErrorForCode(t.ErrorCode); {
+	case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.InvalidTopicException):
+		return 0, nil // not noted: anybody can ask for any name
+	case err != nil && !kerr.IsRetriable(err):
+		return 0, fmt.Errorf("topic %q: %w", topic, err)
+	}
+	r.c.note(resp)
+	return len(t.Partitions), nil
 }
 
 // Configs are the configurations of topics; one that may not be seen is left out.
