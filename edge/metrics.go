@@ -7,6 +7,8 @@ import (
 	"strconv"
 
 	"github.com/VictoriaMetrics/metrics"
+
+	"tailrace/uplink/wire"
 )
 
 // metric is one family: what an operator may conclude is in its help.
@@ -21,6 +23,9 @@ var (
 	mLagSeconds = metric{"tailrace_lag_seconds", "gauge", "Age of the oldest record that the hub does not have yet; 0 = it has all."}
 	mWireRecs   = metric{"tailrace_wire_records_total", "counter", "Records sent to the hub since start, by topic."}
 	mWireBytes  = metric{"tailrace_wire_bytes_total", "counter", "Bytes of the frames that carried them, compressed. Over tailrace_wire_records_total: bytes per record on the wire."}
+	mSketchMade = metric{"tailrace_sketch_rows_total", "counter", "Rows of a stream's sketch written since start: what the hub lacked for longer than a window, in brief."}
+	mSketchSent = metric{"tailrace_sketch_sent_rows_total", "counter", "Of a stream's sketch, rows sent to the hub since start; one sent again counts again. Far below tailrace_sketch_rows_total: the link does not even carry the brief."}
+	mSketchLost = metric{"tailrace_sketch_dropped_rows_total", "counter", "Rows of a stream's sketch given up before the hub had them, as known since start. They are in the loss ledger, too."}
 	mLinkUsed   = metric{"tailrace_link_used_bytes", "gauge", "Bytes that a class of links has carried in this month's period, both ways, packet headers included."}
 	mLinkBudget = metric{"tailrace_link_budget_bytes", "gauge", "What it may carry in a period; 0 = no budget."}
 	mLinkCast   = metric{"tailrace_link_forecast_bytes", "gauge", "What it will have carried at the end of the period, at the mean rate so far."}
@@ -241,9 +246,18 @@ func (n *Node) collect(e *exposition) {
 			}
 			e.add(mLinkHeld, held, "link", b.Name)
 		}
+		sent := map[string]int64{}
 		for _, w := range n.link.Wire() {
+			sent[w.Topic] += int64(w.Records)
 			e.add(mWireRecs, float64(w.Records), "topic", w.Topic)
 			e.add(mWireBytes, float64(w.Wire), "topic", w.Topic)
+		}
+		if n.sketcher != nil {
+			n.sketcher.counts(func(name string, made, lost int64) {
+				e.add(mSketchMade, float64(made), "topic", name)
+				e.add(mSketchSent, float64(sent[name+wire.SketchSuffix]), "topic", name)
+				e.add(mSketchLost, float64(lost), "topic", name)
+			})
 		}
 		e.add(mLinkRTT, l.RTT.Seconds())
 		e.add(mLinkSent, float64(l.BytesSent))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"tailrace/edge/sketch"
@@ -40,6 +41,41 @@ type sketcher struct {
 	welcome   chan struct{} // capacity 1: the hub is back
 	of        map[string]*sketched
 	buf       []byte
+
+	mu   sync.Mutex // guards the following
+	rows map[string]*sketchRows
+}
+
+// sketchRows counts the rows of one stream since the start.
+type sketchRows struct {
+	made int64
+	lost uplink.RangeSet // offsets of the sketch that were given up before the hub had them
+}
+
+// count is called when rows were made, and at each look.
+func (k *sketcher) count(name string, made int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	c := k.rows[name]
+	if c == nil {
+		c = &sketchRows{}
+		k.rows[name] = c
+	}
+	c.made += int64(made)
+	for _, l := range k.store.Losses() {
+		if l.Topic == name+wire.SketchSuffix {
+			c.lost.Add(l.From, l.To)
+		}
+	}
+}
+
+// counts tells of each stream how many rows were made and given up.
+func (k *sketcher) counts(tell func(name string, made, lost int64)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for name, c := range k.rows {
+		tell(name, c.made, c.lost.Count())
+	}
 }
 
 // sketched is one stream.
@@ -71,7 +107,7 @@ const (
 // newSketcher returns nil when no stream is to be sketched. What streams hold before their
 // first sketch is not told.
 func newSketcher(n *Node) *sketcher {
-	k := &sketcher{store: n.store, streams: n.streams, source: n.source, now: n.cfg.Now, logger: n.logger.With("part", "sketch"), welcome: make(chan struct{}, 1), of: map[string]*sketched{}}
+	k := &sketcher{store: n.store, streams: n.streams, source: n.source, now: n.cfg.Now, logger: n.logger.With("part", "sketch"), welcome: make(chan struct{}, 1), of: map[string]*sketched{}, rows: map[string]*sketchRows{}}
 	some := false
 	for _, t := range n.cfg.Topics {
 		some = some || t.Sketch != nil
@@ -116,6 +152,7 @@ func (k *sketcher) run(ctx context.Context) {
 		k.find(false)
 		next := sketchTick
 		for name, s := range k.of {
+			k.count(name, 0)
 			if err := k.step(ctx, name, s, now, back); err != nil && ctx.Err() == nil {
 				if !s.failing {
 					k.logger.Warn("a stream cannot be sketched now; tried again", "stream", name, "err", err)
@@ -276,6 +313,7 @@ func (k *sketcher) write(ctx context.Context, name string, s *sketched) error {
 		s.pos, s.read = before, before
 		return err
 	}
+	k.count(name, len(rows))
 	return nil
 }
 
