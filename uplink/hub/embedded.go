@@ -136,6 +136,9 @@ func NewEmbedded(c EmbeddedConfig) (*Embedded, error) {
 	if err := e.losses.load(e.ledger); err != nil {
 		return nil, err
 	}
+	if err := e.reconcile(context.Background()); err != nil {
+		return nil, err
+	}
 	for range min(4, runtime.GOMAXPROCS(0)) {
 		e.workers.Go(e.work)
 	}

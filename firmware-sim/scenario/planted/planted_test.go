@@ -132,6 +132,12 @@ var bugs = []bug{
 		new: "ops := append(l.declare(nil, LossDamaged, parts), l.declare(unreadable, LossUnreadable, parts)...)",
 		pkg: "./storage", test: "TestMissingSegmentsAreDeclaredExactly",
 	},
+	{
+		name: "progress lost with its entry", file: "uplink/hub/reconcile.go",
+		old: "\tif !damaged {\n",
+		new: "\tif damaged || !damaged {\n",
+		pkg: "./firmware-sim/scenario", test: "TestRottenStateLosesAndDoublesNothing",
+	},
 }
 
 // named are the bugs that the promise of the log names; beside are the others.
@@ -139,7 +145,7 @@ var (
 	named = []string{"ack before sync", "retry fsync", "skip CRC", "trust length", "drop 1 in 100,000", "resend as new",
 		"swap after reconnect", "free before hub ack", "cursor ahead of data", "lose epoch at clone", "order by wall clock", "silent overwrite"}
 	beside = []string{"restored hub taken for the old", "copy ahead of the hub not compared", "epoch of a copy ignored",
-		"file that is gone not declared"}
+		"file that is gone not declared", "progress lost with its entry"}
 )
 
 // more is what a bug adds to its file besides the edit.
