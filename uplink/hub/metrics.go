@@ -56,6 +56,7 @@ var families = []family{
 	{"tailrace_hub_appends_refused_total", "counter", "Appends refused for order, epoch, name or damage since start. Any increase: see the log."},
 	{"tailrace_hub_appends_failed_total", "counter", "Appends the disk refused since start. Any increase: the disk is full or failing; nodes keep their data."},
 	{"tailrace_hub_fenced_total", "counter", "Sessions refused because a node's log is a copy, since start."},
+	{"tailrace_hub_handshakes_total", "counter", "Connections of nodes since start: kind whole, or resumed by a TLS ticket (cheaper); early, of those resumed, said Hello before the handshake was over. Whole ones after a restart: link-ticket-keys was lost."},
 	{"tailrace_hub_forks_total", "counter", "Partitions found to differ from what is stored here, since start."},
 	{"tailrace_relay_transactions_total", "counter", "Transactions committed to the Kafka cluster since start. Grows with shards and linger, not with nodes."},
 	{"tailrace_relay_transaction_seconds_total", "counter", "Time in them; divide by transactions for the mean. Rising: the cluster is slow or far."},
@@ -212,6 +213,10 @@ func (m *hubMetrics) collect() map[string][]sample {
 	add("tailrace_hub_appends_failed_total", float64(e.Failed))
 	add("tailrace_hub_fenced_total", float64(m.fenced.Get()))
 	add("tailrace_hub_forks_total", float64(m.forks.Get()))
+	hs := h.links.Handshakes()
+	add("tailrace_hub_handshakes_total", float64(hs.Full), "kind", "whole")
+	add("tailrace_hub_handshakes_total", float64(hs.Resumed), "kind", "resumed")
+	add("tailrace_hub_handshakes_total", float64(hs.Early), "kind", "early")
 	if c, ok := h.central.(*clustered); ok {
 		s := c.r.Stats()
 		add("tailrace_relay_transactions_total", float64(s.Transactions))
