@@ -89,7 +89,12 @@ func (st *stream) build(old progressValue, take []entry) (*storage.Append, progr
 			if s.merged, err = record.Merge(s.merged[:0], s.group...); err != nil {
 				return nil, prog, nil, fmt.Errorf("%s: %w", st.key.origin(), err)
 			}
-			s.packed = record.Compress(s.packed[:0], record.Batch(s.merged))
+			b = record.Batch(s.merged)
+		}
+		// What one node sends alone costs the disk no more than what is merged. A batch that is too large
+		// stays so.
+		if mergeable(b) && len(b) >= record.CompressMinBytes && len(b) <= storage.MaxRecordBytes {
+			s.packed = record.Compress(s.packed[:0], b)
 			b = record.Batch(s.packed)
 		}
 		o := storage.Origin{Node: st.key.node, Epoch: st.key.epoch, Topic: st.key.topic, Partition: st.key.partition,

@@ -469,3 +469,28 @@ func TestProgressIsTheSameCBOR(t *testing.T) {
 		}
 	}
 }
+
+// However many nodes share the disk, a record takes about as much of it: what one of them sends alone is
+// compressed as what is merged, and what the node compares is still the batch as the node has it.
+func TestABatchStoredAloneIsCompressed(t *testing.T) {
+	w := newWorld(t)
+	for i := range 20 {
+		node := fmt.Sprint("n", i)
+		w.adopt(node, root(epochA))
+		o := origin(node, "wind")
+		b := batch(o, 0, 200)
+		w.mustAppend(o, b)
+		if last := w.progress(o).Last; last == nil || last.CRC != record.Batch(b).CRC() {
+			t.Fatalf("node %s: progress names %+v", node, last)
+		}
+	}
+	if s := w.eng.Stats(); s.BatchesStored != 20 || 3*s.BytesStored > s.BytesIn {
+		t.Errorf("%d batches, %d bytes, stored as %d of %d bytes", s.BatchesIn, s.BytesIn, s.BatchesStored, s.BytesStored)
+	}
+	w.crash(1)
+	for o, held := range w.audit() {
+		if held.Count() != 200 {
+			t.Errorf("%s: %s", o, held)
+		}
+	}
+}
