@@ -176,7 +176,7 @@ func (s *Swarm) node(i int) (*node, error) {
 	c, err := link.NewClient(link.ClientConfig{NodeID: id, Hubs: []string{s.cfg.Hub}, Source: l, Software: "firmware-sim swarm",
 		TLS:        &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: s.cfg.Roots, ServerName: "localhost"},
 		Rand:       mrand.New(mrand.NewPCG(s.cfg.Seed, uint64(i))),
-		PacketConn: func() (net.PacketConn, error) { return net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}) },
+		PacketConn: func() (net.PacketConn, error) { return net.ListenUDP("udp", &net.UDPAddr{IP: site(i)}) },
 		Status: func() wire.Status {
 			made, _, _ := l.counts()
 			return wire.Status{Devices: 10, Records: made}
@@ -184,6 +184,9 @@ func (s *Swarm) node(i int) (*node, error) {
 	})
 	return &node{l, c}, err
 }
+
+// site is the address of a node: sites do not share one, and what a hub allows to an address is less than a fleet needs.
+func site(i int) net.IP { return net.IPv4(127, 1+byte(i>>16), byte(i>>8), byte(i)|1) }
 
 // memLog is a node's log: single records of one partition.
 type memLog struct {

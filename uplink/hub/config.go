@@ -95,7 +95,12 @@ type LogConfig struct {
 
 // Limits bound memory and connections.
 type Limits struct {
-	MaxNodes    int  `yaml:"max_nodes"`    // sessions at once; default 16384
+	MaxNodes int `yaml:"max_nodes"` // sessions at once; default 16384
+	// Handshakes of nodes under way at once, over QUIC and TCP together: of all (default 512), of one
+	// address (IPv6: /64; default 64). Beyond them nodes are refused and come again later.
+	MaxHandshakes           int `yaml:"max_handshakes"`
+	MaxHandshakesPerAddress int `yaml:"max_handshakes_per_address"`
+
 	MaxReaders  int  `yaml:"max_readers"`  // HTTP record queries and tails at once; default 64
 	QueuedBytes Size `yaml:"queued_bytes"` // records waiting for the disk; default 128MiB
 	MaxBody     Size `yaml:"max_body"`     // of one POST; default 8MiB
@@ -220,6 +225,8 @@ func (c Config) withDefaults() Config {
 	c.Log.Level = cmp.Or(c.Log.Level, "info")
 	c.Log.Format = cmp.Or(c.Log.Format, "text")
 	c.Limits.MaxNodes = cmp.Or(c.Limits.MaxNodes, 16384)
+	c.Limits.MaxHandshakes = cmp.Or(c.Limits.MaxHandshakes, 512)
+	c.Limits.MaxHandshakesPerAddress = cmp.Or(c.Limits.MaxHandshakesPerAddress, min(64, c.Limits.MaxHandshakes))
 	c.Limits.MaxReaders = cmp.Or(c.Limits.MaxReaders, 64)
 	c.Limits.QueuedBytes = cmp.Or(c.Limits.QueuedBytes, 128<<20)
 	c.Limits.MaxBody = cmp.Or(c.Limits.MaxBody, 8<<20)
@@ -290,6 +297,9 @@ func (c Config) Validate() error {
 		if _, err := path.Match(g, "x"); err != nil {
 			bad("nodes: %q is not a pattern", g)
 		}
+	}
+	if c.Limits.MaxHandshakes < 1 || c.Limits.MaxHandshakesPerAddress < 1 || c.Limits.MaxHandshakesPerAddress > c.Limits.MaxHandshakes {
+		bad("limits: max_handshakes is at least 1, max_handshakes_per_address 1 to max_handshakes")
 	}
 	if c.Limits.MaxNodes < 1 || c.Limits.MaxReaders < 1 {
 		bad("limits: max_nodes and max_readers are at least 1")

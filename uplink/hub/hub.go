@@ -123,7 +123,7 @@ func New(c Config) (_ *Hub, err error) {
 		return nil, err
 	}
 	if h.links, err = link.NewServer(link.ServerConfig{PacketConn: h.conn, Listener: h.nodeLn, TLS: linkTLS, Sink: sink{h}, Logger: c.Logger.With("subsystem", "link"),
-		StatelessResetKey: key, TicketKeys: storage.StateFile{FS: c.FS, Path: filepath.Join(c.DataDir, "link-ticket-keys")}, MaxNodes: c.Limits.MaxNodes, RestartSpread: restartSpread(len(h.nodes.nodes)),
+		StatelessResetKey: key, TicketKeys: storage.StateFile{FS: c.FS, Path: filepath.Join(c.DataDir, "link-ticket-keys")}, MaxNodes: c.Limits.MaxNodes, MaxHandshakes: c.Limits.MaxHandshakes, MaxHandshakesPerAddress: c.Limits.MaxHandshakesPerAddress, RestartSpread: restartSpread(len(h.nodes.nodes)),
 		Split: splitRange}); err != nil {
 		return nil, err
 	}
@@ -138,10 +138,10 @@ func New(c Config) (_ *Hub, err error) {
 	return h, nil
 }
 
-// restartSpread is over how long nodes come back after a restart: 300 handshakes a second
-// take about a third of a core.
+// restartSpread is over how long nodes come back after a restart: 250 handshakes a second
+// take about half a core.
 func restartSpread(nodes int) time.Duration {
-	return min(max(100*time.Millisecond, time.Duration(nodes)*time.Second/300), time.Minute)
+	return min(max(100*time.Millisecond, time.Duration(nodes)*time.Second/250), time.Minute)
 }
 
 func (h *Hub) createTopic(ctx context.Context, name string) (storehttp.Topic, error) {

@@ -75,6 +75,12 @@ var families = []family{
 	{"tailrace_relay_queued_bytes", "gauge", "Bytes of batches that wait for a commit."},
 	{"tailrace_relay_connections", "gauge", "Connections to brokers."},
 	{"tailrace_relay_requests_total", "counter", "Requests to brokers since start."},
+	{"tailrace_hub_handshakes_begun_total", "counter", "Handshakes of nodes begun since start, over QUIC and TCP."},
+	{"tailrace_hub_handshakes_ended_total", "counter", "Those in which the node proved who it is. Far fewer than begun: work for nothing, see the failed ones."},
+	{"tailrace_hub_handshakes_failed_total", "counter", "Those that failed, by reason: timeout (the node was heard no more, or the hub is short of CPU), error (certificates, closes)."},
+	{"tailrace_hub_handshakes_refused_total", "counter", "Those not begun, by reason: hub (limits.max_handshakes, or the hub is short of CPU), address (limits.max_handshakes_per_address). They come again; steady growth: raise the limit, or find who knocks."},
+	{"tailrace_hub_handshakes_retried_total", "counter", "Nodes asked to show that they receive at their address before a handshake begins. Grows when many come at once."},
+	{"tailrace_hub_handshakes", "gauge", "Handshakes under way."},
 	{"tailrace_topic_records", "gauge", "Records between log start and end, by topic."},
 	{"tailrace_topic_bytes", "gauge", "Bytes kept, by topic."},
 	{"tailrace_topic_appended_offset", "gauge", "One past the last appended offset, summed over partitions."},
@@ -237,6 +243,15 @@ func (m *hubMetrics) collect() map[string][]sample {
 		add("tailrace_relay_connections", float64(s.Connections))
 		add("tailrace_relay_requests_total", float64(s.Requests))
 	}
+	d := h.links.Door()
+	add("tailrace_hub_handshakes_begun_total", float64(d.Begun))
+	add("tailrace_hub_handshakes_ended_total", float64(d.Ended))
+	add("tailrace_hub_handshakes_failed_total", float64(d.TimedOut), "reason", "timeout")
+	add("tailrace_hub_handshakes_failed_total", float64(d.Failed), "reason", "error")
+	add("tailrace_hub_handshakes_refused_total", float64(d.Refused), "reason", "hub")
+	add("tailrace_hub_handshakes_refused_total", float64(d.Crowded), "reason", "address")
+	add("tailrace_hub_handshakes_retried_total", float64(d.Retries))
+	add("tailrace_hub_handshakes", float64(d.UnderWay))
 	for _, t := range h.store.Topics() {
 		var appended, durable int64
 		for _, p := range t.Partitions() {

@@ -1,7 +1,6 @@
 package link
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -234,6 +233,11 @@ type dialer struct {
 	rtt      time.Duration // of the session before, with what stood in the queue
 	late     bool          // an early Hello came to nothing: the next is none
 	hurried  bool          // a back-off was cut short since the last session, although no probe had been lost
+	heard    atomic.Bool   // the hub has answered the present handshake
+	busy     bool          // the hub refused the last handshake because of others
+
+	tcpSpread time.Duration // of the hub's nodes over TCP, when it was away
+	tcpFrom   time.Time     // this one's turn
 }
 
 // next dials the next hub and opens a session there.
@@ -249,7 +253,7 @@ func (d *dialer) next(ctx context.Context, beside *session) (*session, error) {
 	}
 	err = fmt.Errorf("dial hub %s: %w", hub, closeReason(err))
 	var r *restarted
-	if d.spread = errors.As(err, &r); d.spread {
+	if d.spread = errors.As(err, &r) || d.spread && isBusy(err); r != nil {
 		d.failures, d.earliest = 0, time.Now().Add(r.after)
 		return nil, err
 	}
@@ -307,6 +311,7 @@ func (d *dialer) dial(ctx context.Context, hub string) (s *session, err error) {
 		conn.close(codeOf(err), clip(err.Error()))
 		return nil, err
 	}
+	d.tcpSpread = min(time.Duration(s.welcome.SpreadMS)*time.Millisecond, time.Minute)
 	d.boot, d.bootAt, d.hurried, d.spread, d.silent = s.welcome.Boot, hub, false, false, false
 	d.began(s, time.Now())
 	return s, nil
@@ -335,7 +340,7 @@ func (d *dialer) handshake(ctx context.Context, hub string, conf *tls.Config, qc
 		}
 		return &restarted{time.Duration(fraction * float64(a.spread))}
 	}
-	if d.answers.Load() && d.silent && !d.spread {
+	if d.answers.Load() && (d.silent || d.spread || d.busy) {
 		t := time.NewTimer(d.c.cfg.DialTimeout / 2)
 		defer t.Stop()
 		select {
@@ -344,30 +349,28 @@ func (d *dialer) handshake(ctx context.Context, hub string, conf *tls.Config, qc
 			if err := restart(a); err != nil {
 				return nil, err
 			}
+			if a.busy {
+				return nil, errBusy
+			}
 		case <-d.c.linkUp:
 		case <-t.C:
 		case <-ctx.Done():
 		}
 	}
 	hctx, cancel := context.WithCancelCause(tctx)
-	go func() {
-		done, linkUp := hctx.Done(), d.c.linkUp
-		for up != nil || done != nil {
-			select {
-			case a := <-up:
-				d.answers.Store(true)
-				if up = nil; a.missed > 0 { // else the hub has this handshake already
-					cancel(cmp.Or(restart(a), errPathUp))
-				}
-			case <-linkUp:
-				cancel(errPathUp)
-			case <-done:
-				done, linkUp = nil, nil
-			case <-pctx.Done():
-				up = nil
-			}
+	spread := d.spread
+	go d.watchPath(hctx, pctx, up, func(a pathUp) error {
+		if a.missed == 0 || spread || d.heard.Load() { // the hub has this handshake already, or is only slow
+			return nil
 		}
-	}()
+		if err := restart(a); err != nil {
+			return err
+		}
+		if time.Duration(a.missed)*d.c.cfg.Probe < time.Second { // it will soon be repeated by itself
+			return nil
+		}
+		return errPathUp
+	}, cancel)
 	conn, err := d.dialOnce(hctx, conf, qc)
 	cause := context.Cause(hctx)
 	cancel(nil)
@@ -384,7 +387,33 @@ func (d *dialer) handshake(ctx context.Context, hub string, conf *tls.Config, qc
 	return conn, err
 }
 
+// watchPath looks after a handshake until it is over and the probes have come to an answer or their end: answered says
+// whether an answer ends the handshake.
+func (d *dialer) watchPath(handshake, probes context.Context, up <-chan pathUp, answered func(pathUp) error, end context.CancelCauseFunc) {
+	over, unanswered, linkUp := handshake.Done(), probes.Done(), d.c.linkUp
+	if up == nil {
+		unanswered = nil
+	}
+	for up != nil || over != nil {
+		select {
+		case a := <-up:
+			d.answers.Store(true)
+			up, unanswered = nil, nil
+			if err := answered(a); err != nil {
+				end(err)
+			}
+		case <-linkUp:
+			end(errPathUp)
+		case <-over:
+			over, linkUp = nil, nil
+		case <-unanswered: // once: the handshake may last longer
+			up, unanswered = nil, nil
+		}
+	}
+}
+
 func (d *dialer) dialOnce(ctx context.Context, conf *tls.Config, qc *quic.Config) (carrier, error) {
+	d.heard.Store(false)
 	conn, err := d.dialEarly(ctx, conf, qc)
 	d.timedOut = err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) || isTimeout(err)
 	if err == nil {
@@ -432,6 +461,9 @@ var errPathUp = errors.New("the path to the hub is back")
 func (d *dialer) failed(err error) {
 	d.failures++
 	d.at++
+	if d.busy = isBusy(err); d.busy {
+		d.failures = max(d.failures, busyFailures)
+	}
 	var re *RemoteError
 	if errors.As(err, &re) && len(re.hubs) > 0 { // two hubs that name each other are dialled ever more slowly all the same
 		d.hubs, d.at = append(re.hubs, d.c.cfg.Hubs...), 0
@@ -465,6 +497,9 @@ func (d *dialer) ended(s *session) {
 	}
 	var reset *quic.StatelessResetError
 	var re *RemoteError
+	if s.conn.transport() == OverTCP && errors.As(s.err, &re) && re.Code == wire.CodeShutdown {
+		d.tcpFrom = time.Now().Add(d.turn())
+	}
 	d.silent = d.silent || errors.As(s.err, &reset) || errors.As(s.err, &re) && re.Code == wire.CodeShutdown
 	var le *localClose
 	if errors.As(s.err, &le) { // we ended it ourselves, and the hub is well
@@ -505,7 +540,7 @@ func (d *dialer) pause(ctx context.Context, beside *session) {
 		recovered, over = beside.recovered, beside.done
 	}
 	var up <-chan pathUp
-	if d.addr != nil && !d.earliest.After(now) && d.socket() == nil {
+	if d.addr != nil && !d.earliest.After(now) && !d.busy && d.socket() == nil { // the path to a busy hub is known to work
 		pctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		up = probePath(pctx, d.tr, d.addr, d.c.cfg.Probe, d.c.cfg.Rand, &d.c.traffic)

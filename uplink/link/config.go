@@ -81,15 +81,18 @@ type ServerConfig struct {
 	// crosses the edge of a wanted range is refused. storage/record has one.
 	Split func(batches []byte, from, to int64) ([]byte, error)
 
-	MaxNodes      int               // sessions at once. Default 16384
-	Credit        [wire.Lanes]int64 // raw bytes a session may have outstanding, by lane. Default 1, 1 and 8 MiB
-	TotalBytes    int64             // raw bytes outstanding of all sessions. Default 512 MiB
-	FrameBytes    int               // largest raw frame. Default wire.MaxFrameBytes
-	WindowBytes   int               // largest zstd window. Default 1 MiB
-	MaxBulk       int               // extra bulk connections a session may open. Default 16
-	Heartbeat     time.Duration     // asked of nodes. Default 15 s
-	IdleTimeout   time.Duration     // default 90 s
-	HelloTimeout  time.Duration     // from accept to Hello. Default 10 s
-	RestartSpread time.Duration     // over which nodes spread their return after a restart of the hub. Default 1 s
-	AckDelay      time.Duration     // acks are coalesced for at most this long. Default 0: whatever became durable since the last one was written
+	MaxNodes      int // sessions at once. Default 16384
+	MaxHandshakes int // handshakes under way at once, QUIC and TCP together. Default 512
+	// MaxHandshakesPerAddress are those of one address (IPv6: /64) among them. Default 64.
+	MaxHandshakesPerAddress int
+	Credit                  [wire.Lanes]int64 // raw bytes a session may have outstanding, by lane. Default 1, 1 and 8 MiB
+	TotalBytes              int64             // raw bytes outstanding of all sessions. Default 512 MiB
+	FrameBytes              int               // largest raw frame. Default wire.MaxFrameBytes
+	WindowBytes             int               // largest zstd window. Default 1 MiB
+	MaxBulk                 int               // extra bulk connections a session may open. Default 16
+	Heartbeat               time.Duration     // asked of nodes. Default 15 s
+	IdleTimeout             time.Duration     // default 90 s
+	HelloTimeout            time.Duration     // from accept to Hello. Default 10 s
+	RestartSpread           time.Duration     // over which nodes spread their return after a restart of the hub. Default 1 s
+	AckDelay                time.Duration     // acks are coalesced for at most this long. Default 0: whatever became durable since the last one was written
 }

@@ -102,6 +102,8 @@ func (c ServerConfig) withDefaults() (ServerConfig, error) {
 		errs = append(errs, errors.New("no Sink"))
 	}
 	intIn(&errs, "MaxNodes", &c.MaxNodes, 16384, 1, 1<<20)
+	intIn(&errs, "MaxHandshakes", &c.MaxHandshakes, 512, 1, 1<<20)
+	intIn(&errs, "MaxHandshakesPerAddress", &c.MaxHandshakesPerAddress, min(64, c.MaxHandshakes), 1, c.MaxHandshakes)
 	for l, d := range [wire.Lanes]int64{1 << 20, 1 << 20, 8 << 20} {
 		if c.Credit[l] == 0 {
 			c.Credit[l] = d

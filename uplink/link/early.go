@@ -119,6 +119,7 @@ func confirmed(ctx context.Context, c carrier) error {
 	}
 	select {
 	case <-q.HandshakeComplete():
+		proved(q)
 		return nil
 	case <-q.Context().Done():
 		return context.Cause(q.Context())

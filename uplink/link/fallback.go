@@ -90,7 +90,15 @@ func (d *dialer) began(s *session, now time.Time) {
 type connection struct {
 	carrier
 	again func(context.Context) (carrier, error)
+	tcp   bool
 	err   error
+}
+
+// turn is for how long a node puts its next dial over TCP off after the hub was away. A probe tells a node that the hub was restarted, and over what to spread
+// its return; a node whose UDP does not pass learns it otherwise: the hub said that it ends, or there was nobody at
+// its port. All of these nodes learn it at once.
+func (d *dialer) turn() time.Duration {
+	return time.Duration(d.c.cfg.Rand.Int64N(int64(d.tcpSpread) + 1))
 }
 
 // connect dials hub over whatever works, or over choice.only.
@@ -109,6 +117,7 @@ func (d *dialer) connect(ctx context.Context, hub string) (connection, error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	turn := d.turn()
 	// The connections outlive ctx; only their dialling ends with it.
 	results := make(chan connection, 2)
 	go func() { results <- d.dialQUIC(ctx, hub) }()
@@ -116,7 +125,7 @@ func (d *dialer) connect(ctx context.Context, hub string) (connection, error) {
 	if d.choice.overTCP {
 		patience /= 10 // what worked last is not kept waiting
 	}
-	wait := time.NewTimer(patience)
+	wait := time.NewTimer(max(patience, time.Until(d.tcpFrom)))
 	defer wait.Stop()
 	dialling, started := 1, false
 	var first error
@@ -128,7 +137,7 @@ func (d *dialer) connect(ctx context.Context, hub string) (connection, error) {
 		case c := <-results:
 			dialling--
 			var r *restarted
-			if c.err == nil || errors.As(c.err, &r) { // TCP would be no way around the hub's wish
+			if c.err == nil || errors.As(c.err, &r) || !c.tcp && isBusy(c.err) { // TCP would be no way around the hub's wish
 				cancel()
 				for ; dialling > 0; dialling-- { // nothing of d is used beside us any more
 					if late := <-results; late.err == nil {
@@ -138,7 +147,12 @@ func (d *dialer) connect(ctx context.Context, hub string) (connection, error) {
 				return c, c.err
 			}
 			first = errors.Join(first, c.err)
-			startTCP = !started
+			if c.tcp && d.choice.overTCP && !isTimeout(c.err) {
+				d.tcpFrom = time.Now().Add(turn)
+			}
+			if startTCP = !started; startTCP && time.Now().Before(d.tcpFrom) {
+				return connection{}, first
+			}
 		}
 		if startTCP && !started {
 			started = true
@@ -179,6 +193,11 @@ func (d *dialer) dialQUIC(ctx context.Context, hub string) connection {
 	if err != nil {
 		return connection{err: err}
 	}
+	verify := conf.VerifyConnection
+	conf.VerifyConnection = func(cs tls.ConnectionState) error {
+		d.heard.Store(true)
+		return verify(cs)
+	}
 	qc := quicConfig(c.cfg.IdleTimeout, c.cfg.DialTimeout)
 	qc.MaxIncomingStreams, qc.MaxIncomingUniStreams = -1, -1
 	d.addr = addr
@@ -217,7 +236,7 @@ func (d *dialer) dialTCP(ctx context.Context, hub string) connection {
 	if err != nil {
 		err = fmt.Errorf("tcp %s: %w", hub, err)
 	}
-	return connection{carrier: conn, err: err, again: again}
+	return connection{carrier: conn, err: err, again: again, tcp: true}
 }
 
 // dialTCP dials, through an HTTP proxy's CONNECT where proxy is set: http://[user:password@]host:port.

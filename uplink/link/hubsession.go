@@ -92,7 +92,7 @@ func (hs *hubSession) welcome() *wire.Welcome {
 	w := &wire.Welcome{Version: wire.Version, Boot: hs.s.boot, Session: hs.hello.Session, StoreID: hs.storeID, StoreEpoch: hs.epoch,
 		Clock: wire.Clock{UnixNano: time.Now().UnixNano(), Trusted: true}, Codec: codec,
 		FrameBytes: uint32(hs.s.cfg.FrameBytes), WindowBytes: uint32(hs.s.cfg.WindowBytes), MaxBulk: uint32(hs.s.cfg.MaxBulk),
-		HeartbeatMS: uint32(hs.s.cfg.Heartbeat.Milliseconds())}
+		HeartbeatMS: uint32(hs.s.cfg.Heartbeat.Milliseconds()), SpreadMS: uint32(hs.s.cfg.RestartSpread.Milliseconds())}
 	for l := range w.Credit {
 		w.Credit[l] = uint64(min(firstCredit[l], hs.s.cfg.Credit[l]))
 	}

@@ -16,13 +16,14 @@ import (
 // While a node has no working connection it asks every ClientConfig.Probe whether the
 // path is back, with a packet that costs the hub no state:
 //
-//	0x21 'T' 'R' 1 | kind u8: 0 ask, 1 answer | nonce 8 | boot 16 | spread u32 ms | zeros to 40
+//	0x21 'T' 'R' 1 | kind u8: 0 ask, 1 answer | nonce 8 | boot 16 | spread u32 ms | busy u8 | zeros to 40
 //
 // A QUIC packet has bit 0x40 of its first byte set (RFC 9443), this one has not. The
 // answer is as long as the question, which may be longer with more zeros: nothing is amplified. It is a hint only, anyone
 // can forge it: it makes a node dial now what it would have dialled later. The boot id,
 // which Welcome named too, tells an outage of the link (dial at once) from a restart of
-// the hub (every node of the fleet notices: dial within spread).
+// the hub (every node of the fleet notices: dial within spread). A hub that is busy would refuse a handshake now: the
+// node comes again later, and asks again before.
 const (
 	probeBytes = 40
 )
@@ -37,6 +38,7 @@ const (
 type pathUp struct {
 	boot   wire.ID
 	spread time.Duration
+	busy   bool
 	missed int // probes without an answer before this one
 }
 
@@ -52,6 +54,9 @@ func (s *Server) answerProbes(ctx context.Context, tr *quic.Transport) {
 			p[4] = probeAnswer
 			copy(p[13:29], s.boot[:])
 			binary.BigEndian.PutUint32(p[29:], uint32(s.cfg.RestartSpread.Milliseconds()))
+			if p[33] = 0; s.door.busy() {
+				p[33] = 1
+			}
 			tr.WriteTo(p, from) // a lost answer is asked for again
 		}
 	}
@@ -102,7 +107,7 @@ func probePath(ctx context.Context, tr *quic.Transport, to net.Addr, every time.
 			if missed > 1<<32 {
 				continue // the answer to an older question
 			}
-			a := pathUp{missed: int(missed), spread: min(time.Duration(binary.BigEndian.Uint32(p[29:]))*time.Millisecond, time.Minute)}
+			a := pathUp{missed: int(missed), spread: min(time.Duration(binary.BigEndian.Uint32(p[29:]))*time.Millisecond, time.Minute), busy: p[33] == 1}
 			copy(a.boot[:], p[13:29])
 			up <- a
 			return

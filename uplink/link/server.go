@@ -34,6 +34,7 @@ type Server struct {
 	count int // sessions being admitted or running
 
 	tests tests
+	door  *door
 
 	tickets    *ticketKeys
 	previews   chan struct{} // taken while an early Hello is answered and waits
@@ -57,6 +58,8 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s := &Server{cfg: cfg, nodes: map[string]*node{}, byID: map[wire.ID]*hubSession{}, previews: make(chan struct{}, maxPreviews)}
 	s.tickets = newTicketKeys(cfg.TicketKeys, cfg.Logger, cfg.TLS.Time)
 	s.cfg.TLS = s.tickets.serve(cfg.TLS)
+	s.door = newDoor(cfg.MaxHandshakes, cfg.MaxHandshakesPerAddress, cfg.Logger)
+	s.cfg.TLS = s.door.watch(s.cfg.TLS)
 	rand.Read(s.boot[:])
 	return s, nil
 }
@@ -64,7 +67,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 // Run accepts nodes until ctx ends, then closes every connection, waits until the
 // Sink is done with what it was given, and returns ctx's error.
 func (s *Server) Run(ctx context.Context) error {
-	tr := &quic.Transport{Conn: quiet(s.cfg.PacketConn, &s.lost)}
+	tr := &quic.Transport{Conn: quiet(s.cfg.PacketConn, &s.lost), ConnContext: s.door.quicAttempt, VerifySourceAddress: s.door.doubts}
 	if k := s.cfg.StatelessResetKey; k != nil {
 		key := quic.StatelessResetKey(*k)
 		tr.StatelessResetKey = &key
@@ -103,7 +106,6 @@ func (s *Server) Run(ctx context.Context) error {
 
 // acceptTCP accepts nodes over TLS on l until it is closed.
 func (s *Server) acceptTCP(ctx context.Context, l net.Listener) {
-	handshakes := make(chan struct{}, 256) // under way
 	for {
 		raw, err := l.Accept()
 		if err != nil {
@@ -119,18 +121,17 @@ func (s *Server) acceptTCP(ctx context.Context, l net.Listener) {
 			t.Stop()
 			continue
 		}
-		select {
-		case handshakes <- struct{}{}:
-		default:
+		a, err := s.door.begin(raw.RemoteAddr(), true)
+		if err != nil {
 			raw.Close()
 			continue
 		}
 		s.wg.Go(func() {
 			tc := tls.Server(raw, s.cfg.TLS)
-			hctx, cancel := context.WithTimeout(ctx, s.cfg.HelloTimeout)
+			hctx, cancel := context.WithTimeout(context.WithValue(ctx, attemptKey{}, a), s.cfg.HelloTimeout)
 			err := tc.HandshakeContext(hctx)
 			cancel()
-			<-handshakes
+			a.end(err)
 			if p := tc.ConnectionState().NegotiatedProtocol; err != nil || p != wire.ALPN && p != alpnTest {
 				raw.Close()
 				return

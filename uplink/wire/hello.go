@@ -130,7 +130,8 @@ type Welcome struct {
 	MaxBulk     uint32        `cbor:"10,keyasint,omitempty"`
 	HeartbeatMS uint32        `cbor:"11,keyasint,omitempty"`
 	Features    []string      `cbor:"12,keyasint,omitempty"`
-	Boot        ID            `cbor:"13,keyasint"` // one start of the hub's process
+	Boot        ID            `cbor:"13,keyasint"`           // one start of the hub's process
+	SpreadMS    uint32        `cbor:"14,keyasint,omitempty"` // over what nodes without probes come back after a restart of the hub
 }
 
 // Type implements Message.
