@@ -197,7 +197,7 @@ func (n *Node) open() error {
 			interval = *cc.CommitInterval
 		}
 		sc.Classes = append(sc.Classes, storage.ClassConfig{
-			Name: cc.Name, SegmentBytes: int(c.Storage.segmentSize(cc)), CommitInterval: interval,
+			Name: cc.Name, SegmentBytes: int(c.Storage.segmentSize(cc)), CommitInterval: interval, Pack: interval > 0,
 			MaxBytes: int64(cc.MaxSize), WhenFull: policy, MinFreeBytes: int64(cc.MinFree),
 			Priority: cc.Priority,
 		})

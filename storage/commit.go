@@ -45,6 +45,7 @@ type committer struct {
 	tailParts []*Partition
 
 	usual   int64     // about what a commit takes, see pad
+	plain   int64     // and what it would without packing
 	value   int64     // Append.value of the commit that is being written
 	rolled  bool      // since the floor was looked at
 	left    int64     // of the file system at freeAt, and of the tail's blocks; negative when unknown
@@ -63,7 +64,10 @@ type pendingEntry struct {
 	buf    []byte     // envelope, origin, payload
 	lent   bool       // buf is the append's
 	origin int
-	roll   int // how many segments the commit has begun before it
+	packed bool
+	saved  int64  // bytes, by packing
+	ops    []byte // of packed state, behind room for an envelope
+	roll   int    // how many segments the commit has begun before it
 	count  int
 	ref
 }
@@ -246,7 +250,7 @@ func (c *committer) write() error {
 	}
 	for i := range c.entries {
 		e := &c.entries[i]
-		env := envelope{kind: entryState, epoch: epoch, index: c.nextIndex + uint64(i), commit: c.commit, time: now}
+		env := envelope{kind: entryState, packed: e.packed, epoch: epoch, index: c.nextIndex + uint64(i), commit: c.commit, time: now}
 		if e.p != nil {
 			env.kind, env.partition = entryData, e.p.id
 		}
@@ -341,13 +345,17 @@ func (c *committer) publish(begins []uint64, now int64) {
 		seg.size, seg.last, seg.arrival = e.pos+int64(e.size), c.nextIndex-uint64(len(c.entries)-i), max(seg.arrival, now)
 		l.segMu.Unlock()
 		if e.p == nil {
+			ops := e.buf[envelopeBytes:]
+			if e.packed {
+				ops = e.ops[envelopeBytes:]
+			}
 			l.state.mu.Lock()
-			err := l.state.applyAll(seg.last, e.buf[envelopeBytes:])
+			err := l.state.applyAll(seg.last, ops)
 			l.state.mu.Unlock()
 			if err != nil {
 				panic("internal error: state of a commit does not parse: " + err.Error())
 			}
-			l.twin.collect(seg.last, e.buf[envelopeBytes:])
+			l.twin.collect(seg.last, ops)
 			continue
 		}
 		if e.p.publish(seg, e.ref) {
@@ -406,6 +414,7 @@ func (c *committer) clear() {
 		if !c.entries[i].lent {
 			c.release(c.entries[i].buf)
 		}
+		c.release(c.entries[i].ops)
 		c.entries[i] = pendingEntry{}
 	}
 	c.entries, c.value = c.entries[:0], 0

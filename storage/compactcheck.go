@@ -60,10 +60,7 @@ func (x *inspector) cleanFile(path string, f *cleanFile, p *PartitionInspection)
 			x.in.problem(x.class, name, e.pos, "loss", "%d damaged bytes in place of %d entries", e.end-e.pos, e.lost)
 			continue
 		}
-		b, rest, err := record.Next(e.env.payload)
-		if err == nil && len(rest) != 0 {
-			err = errors.New("bytes behind the batch")
-		}
+		b, err := e.env.batch(&x.plain)
 		if err == nil {
 			err = b.VerifyThinned()
 		}

@@ -292,11 +292,10 @@ func (c *compactor) each(from, to int64, f func(seg *segment, env *envelope, r *
 			return nil
 		}
 		var ferr error
-		from, err = c.p.eachEntry(seg, refs, func(env *envelope, r *ref) {
-			if ferr == nil {
-				ferr = f(seg, env, r)
-			}
+		from, err = c.p.eachEntry(seg, refs, func(env *envelope, r *ref) bool {
+			ferr = f(seg, env, r)
 			c.p.compacting.done.Add(int64(r.size))
+			return ferr == nil
 		})
 		if err = errors.Join(err, ferr); err != nil {
 			return err

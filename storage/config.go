@@ -113,6 +113,9 @@ type ClassConfig struct {
 	// first append after idle is committed at once; 0 commits as fast as the
 	// disk does (what waits during one fsync shares the next).
 	CommitInterval time.Duration
+	// Pack keeps batches built from single records packed (snappy) where that makes them
+	// smaller: fewer bytes to the flash for some CPU time. Read gives them as they were.
+	Pack bool
 	// CommitBytes ends the wait of CommitInterval early; 0 is 256 KiB.
 	CommitBytes int
 	// MaxBatchBytes bounds the batches that a commit builds from single

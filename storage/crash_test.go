@@ -71,8 +71,12 @@ func makeHistory(t testing.TB, commits int, mod ...func(*storage.Config)) *histo
 // TestTornTailKeepsEveryWholeCommit damages the tail at every byte of the last
 // commits, in four ways: what was committed before the damage is there, whole
 // commits only, nothing else, the log goes on, and plain wal reads it.
-func TestTornTailKeepsEveryWholeCommit(t *testing.T) {
-	h := makeHistory(t, 6)
+func TestTornTailKeepsEveryWholeCommit(t *testing.T) { tornTail(t) }
+
+func TestTornTailOfAPackedLogKeepsEveryWholeCommit(t *testing.T) { tornTail(t, packed) }
+
+func tornTail(t *testing.T, mod ...func(*storage.Config)) {
+	h := makeHistory(t, 6, mod...)
 	n := len(h.sizes)
 	whole := mustRead(t, tailFile(t, h.dir))
 	if int64(len(whole)) != h.sizes[n-1] {

@@ -71,9 +71,24 @@ func (c *committer) flush(p *Partition, epoch int32) {
 	p.build = nil
 	n, base := b.bl.Count(), p.next.Load()
 	buf := b.bl.Finish(base, epoch)
-	c.entries = append(c.entries, pendingEntry{p: p, buf: buf, count: n,
-		ref: ref{base: base, next: base + int64(n), min: b.min, max: record.Batch(buf[envelopeBytes:]).MaxTimestamp()}})
+	e := pendingEntry{p: p, buf: buf, count: n,
+		ref: ref{base: base, next: base + int64(n), min: b.min, max: record.Batch(buf[envelopeBytes:]).MaxTimestamp()}}
+	if c.l.cfg.Pack {
+		e.buf, e.packed = c.pack(buf)
+		e.saved = int64(len(buf) - len(e.buf))
+	}
+	c.entries = append(c.entries, e)
 	p.next.Store(base + int64(n))
+}
+
+// pack makes an entry smaller if it can; it takes buf.
+func (c *committer) pack(buf []byte) ([]byte, bool) {
+	out, ok := record.Pack(c.buffer(), record.Batch(buf[envelopeBytes:]))
+	if !ok {
+		out, buf = buf, out
+	}
+	c.release(buf)
+	return out, ok
 }
 
 // addBatch takes the entry as it lies in the append, which is ours until done is called.
@@ -113,10 +128,19 @@ func (c *committer) addOps(ops []byte) {
 }
 
 func (c *committer) flushOps() {
-	if len(c.ops) > 0 {
-		c.entries = append(c.entries, pendingEntry{buf: c.ops})
-		c.ops = nil
+	if len(c.ops) == 0 {
+		return
 	}
+	e := pendingEntry{buf: c.ops}
+	if c.l.cfg.Pack {
+		if out, ok := packOps(c.buffer(), c.ops[envelopeBytes:]); ok {
+			e.saved, e.packed, e.buf, e.ops = int64(len(c.ops)-len(out)), true, out, c.ops
+		} else {
+			c.release(out)
+		}
+	}
+	c.entries = append(c.entries, e)
+	c.ops = nil
 }
 
 // buffer returns a buffer with room for an envelope in front.
@@ -132,7 +156,7 @@ func (c *committer) buffer() []byte {
 
 func (c *committer) release(b []byte) {
 	const keep = 4 << 20
-	if c.freeCap+cap(b) <= keep {
+	if b != nil && c.freeCap+cap(b) <= keep {
 		c.free = append(c.free, b)
 		c.freeCap += cap(b)
 	}

@@ -2,8 +2,11 @@ package storage
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
+
+	"tailrace/storage/record"
 )
 
 // An entry of the log is an envelope, an optional origin and a payload. All
@@ -12,7 +15,7 @@ import (
 //	off size field
 //	  0    2 magic "TR"
 //	  2    1 version = 1
-//	  3    1 kind: 1 data, 2 state, 3 damage
+//	  3    1 kind: 1 data, 2 state, 3 damage, 4 packed data, 5 packed state
 //	  4    1 flags: 1 first entry of its commit, 2 last entry of its commit
 //	  5    1 zero
 //	  6    2 origin length O
@@ -36,6 +39,7 @@ const (
 	entryData   = 1
 	entryState  = 2
 	entryDamage = 3
+	packedKind  = 3 // more than the kind of what is packed: envelope.packed
 
 	flagFirst = 1
 	flagLast  = 2
@@ -49,6 +53,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // envelope is a decoded entry; origin and payload alias the bytes decoded.
 type envelope struct {
 	kind      uint8
+	packed    bool // data or state, see batch and ops
 	flags     uint8
 	epoch     int32
 	index     uint64
@@ -63,6 +68,9 @@ type envelope struct {
 // originLen bytes) and payload are in place.
 func sealEnvelope(b []byte, e *envelope, originLen int) {
 	b[0], b[1], b[2], b[3], b[4], b[5] = 'T', 'R', formatVersion, e.kind, e.flags, 0
+	if e.packed {
+		b[3] += packedKind
+	}
 	binary.BigEndian.PutUint16(b[6:], uint16(originLen))
 	binary.BigEndian.PutUint32(b[12:], uint32(e.epoch))
 	binary.BigEndian.PutUint64(b[16:], e.index)
@@ -114,10 +122,56 @@ func decodeEnvelope(b []byte) (envelope, error) {
 	}
 	o := envelopeBytes + int(binary.BigEndian.Uint16(b[6:]))
 	e.origin, e.payload = b[envelopeBytes:o:o], b[o:]
-	if e.kind < entryData || e.kind > entryDamage {
-		return e, fmt.Errorf("%w: entry kind %d: use a newer program", errVersion, e.kind)
+	if e.packed = e.kind > entryDamage; e.packed {
+		e.kind -= packedKind
+	}
+	if e.kind < entryData || e.kind > entryDamage || e.packed && e.kind == entryDamage {
+		return e, fmt.Errorf("%w: entry kind %d: use a newer program", errVersion, b[3])
 	}
 	return e, nil
+}
+
+// packOps appends the payload of a packed state entry to dst, and tells whether it is
+// smaller than the operations as they are. Further ones may follow it.
+func packOps(dst, ops []byte) ([]byte, bool) {
+	at := len(dst)
+	from := at + binary.MaxVarintLen32
+	dst = record.AppendSnappy(append(dst, make([]byte, binary.MaxVarintLen32)...), ops)
+	block := dst[from:]
+	dst = append(binary.AppendUvarint(dst[:at], uint64(len(block))), block...)
+	return dst, len(dst)-at < len(ops)
+}
+
+// ops are the operations of a state entry. Packed ones are unpacked into scratch.
+func (e *envelope) ops(scratch *[]byte) ([]byte, error) {
+	if !e.packed {
+		return e.payload, nil
+	}
+	block, rest, ok := lengthPrefixed(e.payload)
+	if !ok {
+		return nil, errors.New("packed state does not fit its entry")
+	}
+	out, err := record.Snappy((*scratch)[:0], block, maxEntryBytes)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, rest...)
+	*scratch = out[:0]
+	return out, nil
+}
+
+// batch is the batch of a data entry. A packed one is unpacked into scratch.
+func (e *envelope) batch(scratch *[]byte) (record.Batch, error) {
+	if e.packed {
+		out, err := record.Unpack((*scratch)[:0], e.epoch, e.payload, maxEntryBytes)
+		*scratch = out[:0]
+		return out, err
+	}
+	b, rest, err := record.Next(e.payload)
+	if err == nil && len(rest) != 0 {
+		err = errors.New("bytes behind the batch")
+	}
+	return b, err
 }
 
 // appendOrigin encodes an origin; decodeOrigin is its inverse.

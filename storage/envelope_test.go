@@ -3,6 +3,7 @@ package storage
 import (
 	"bytes"
 	"encoding/hex"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 
@@ -94,9 +95,12 @@ func FuzzScanSegment(f *testing.F) {
 			t.Fatalf("side file of the scan: %v", err)
 		}
 		m := newStateMap(nil)
+		var scratch []byte
 		for i := range sc.entries {
 			if env := &sc.entries[i].env; env.kind == entryState {
-				m.applyAll(env.index, env.payload)
+				if ops, err := env.ops(&scratch); err == nil {
+					m.applyAll(env.index, ops)
+				}
 			}
 			decodeOrigin(sc.entries[i].env.origin)
 			parseDamage(sc.entries[i].env.payload)
@@ -151,5 +155,35 @@ func TestStateForwardIsTheState(t *testing.T) {
 	}
 	if ops, all := n.forward(nil, 1000, 1<<30); len(ops) != 0 || !all {
 		t.Fatal("forwarded twice")
+	}
+}
+
+// TestPackedStateUnpacks: the block, then the plain operations behind it; what does not parse
+// is an error.
+func TestPackedStateUnpacks(t *testing.T) {
+	var ops []byte
+	for i := range 20 {
+		ops = appendOp(ops, KindWindow, opFold, fmt.Sprint("client-of-the-hall-", i), []byte("delta"))
+	}
+	p, ok := packOps([]byte("before"), ops)
+	if !ok || len(p)-6 > len(ops)/2 {
+		t.Fatalf("%d of %d bytes, %v", len(p)-6, len(ops), ok)
+	}
+	more := appendOp(nil, KindMeta, opSet, "k", []byte("v"))
+	env := envelope{kind: entryState, packed: true, payload: append(bytes.Clone(p[6:]), more...)}
+	var scratch []byte
+	for range 2 {
+		if got, err := env.ops(&scratch); err != nil || !bytes.Equal(got, append(bytes.Clone(ops), more...)) {
+			t.Fatalf("%q, %v", got, err)
+		}
+	}
+	for _, bad := range [][]byte{nil, {5, 1}, {0x80}, {1, 0xff}, {6, 0xff, 0xff, 0xff, 0xff, 0x0f, 0}} {
+		env.payload = bad
+		if got, err := env.ops(&scratch); err == nil {
+			t.Errorf("%x: %q", bad, got)
+		}
+	}
+	if _, ok := packOps(nil, []byte{1, 2, 3, 4}); ok {
+		t.Error("four bytes were packed")
 	}
 }

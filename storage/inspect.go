@@ -13,7 +13,6 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"tailrace/storage/internal/durable"
-	"tailrace/storage/record"
 )
 
 // Inspection describes a store's directory as its bytes stand.
@@ -175,6 +174,7 @@ type inspector struct {
 	damaged int
 
 	patience durable.Patience
+	plain    []byte // a batch that was packed
 
 	ends   map[PartitionID]int64 // behind each partition's last batch in the log
 	gaps   []lostRange           // between its batches, and before the first
@@ -274,11 +274,15 @@ func (x *inspector) entry(file string, e *scanned) {
 	}
 	switch e.env.kind {
 	case entryState:
-		if err := x.state.applyAll(e.env.index, e.env.payload); err != nil {
+		ops, err := e.env.ops(&x.plain)
+		if err == nil {
+			err = x.state.applyAll(e.env.index, ops)
+		}
+		if err != nil {
 			x.in.problem(x.class, file, e.pos, "loss", "%v", err)
 		}
 		if x.twin != nil && e.env.commit > x.twin.commit {
-			x.recent = twinOpsOf(x.recent, e.env.payload)
+			x.recent = twinOpsOf(x.recent, ops)
 		}
 	case entryDamage:
 		const what = "damage that an earlier start cut out, declared and set aside"
@@ -321,10 +325,7 @@ func (x *inspector) second() {
 }
 
 func (x *inspector) data(file string, e *scanned) {
-	b, rest, err := record.Next(e.env.payload)
-	if err == nil && len(rest) != 0 {
-		err = errors.New("bytes behind the batch")
-	}
+	b, err := e.env.batch(&x.plain)
 	if err == nil {
 		err = b.Verify()
 	}

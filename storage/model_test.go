@@ -98,6 +98,7 @@ func runModel(t *testing.T, seed uint64) bool {
 		c.FS = fs
 		c.Classes[0].SegmentBytes = 4096
 		c.Classes[0].MaxBatchBytes = 1024
+		c.Classes[0].Pack = seed%2 == 0
 		c.Folds = map[storage.StateKind]storage.FoldFunc{storage.KindWindow: concat}
 	}
 	s := open(t, dir, mod)

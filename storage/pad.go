@@ -16,16 +16,19 @@ func (c *committer) pad() {
 	if c.l.cfg.CommitInterval == 0 || len(c.entries) == 0 {
 		return
 	}
-	var size int64
+	var size, plain int64
 	for i := range c.entries {
-		size += stored(len(c.entries[i].buf))
+		n := stored(len(c.entries[i].buf))
+		size += n
+		plain += n + c.entries[i].saved
 	}
 	if c.usual == 0 {
-		c.usual = size
+		c.usual, c.plain = size, plain
 	}
 	c.usual += (size - c.usual) / 4
+	c.plain += (plain - c.plain) / 4
 	room := -(c.tailSize + size) & (blockBytes - 1)
-	if !worthPadding(room, c.usual) || c.tailSize+size+room >= int64(c.l.cfg.SegmentBytes) {
+	if !worthPadding(room, c.usual, c.plain) || c.tailSize+size+room >= int64(c.l.cfg.SegmentBytes) {
 		return
 	}
 	last := &c.entries[len(c.entries)-1]
@@ -39,10 +42,10 @@ func (c *committer) pad() {
 }
 
 // worthPadding: with the rest of the block filled, a commit of the usual size touches
-// fewer blocks, and what is filled is at most half of what a commit takes.
-func worthPadding(room, usual int64) bool {
+// fewer blocks, and takes at most half as much again as it would plain.
+func worthPadding(room, usual, plain int64) bool {
 	blocks := func(n int64) int64 { return (n + blockBytes - 1) / blockBytes }
-	return room > 0 && room <= usual/2 && blocks(usual) < blocks(blockBytes-room+usual)
+	return room > 0 && usual+room <= plain+plain/2 && blocks(usual) < blocks(blockBytes-room+usual)
 }
 
 // stored is what an entry takes in a segment.

@@ -19,6 +19,14 @@ const (
 
 var readBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
+// putBuffer gives a buffer back; what one large entry made it does not stay.
+func putBuffer(bp *[]byte) {
+	if cap(*bp) > 2*readSpan {
+		*bp = nil
+	}
+	readBuffers.Put(bp)
+}
+
 // Read appends to dst whole stored batches, one after the other, beginning with
 // the one that contains from (or, where a range is lost, the first after it). The
 // first is given whole also when it is larger than maxBytes; together the others
@@ -38,8 +46,12 @@ func (p *Partition) Read(dst []byte, from int64, maxBytes int) (out []byte, next
 		if err == nil && len(refs) == 0 {
 			break
 		}
+		full := false
 		if err == nil {
-			dst, from, err = p.readRefs(dst, from, seg, refs)
+			dst, from, full, err = p.readRefs(dst, from, seg, refs, maxBytes-(len(dst)-begin), len(dst) == begin)
+		}
+		if full {
+			break
 		}
 		if err != nil {
 			switch start := p.Start(); {
@@ -67,15 +79,24 @@ func (p *Partition) restLost(from, hw int64) bool {
 }
 
 // readRefs appends the batches of refs, which lie in seg, to dst, and returns the
-// offset after the last. A damaged one is declared and left out.
-func (p *Partition) readRefs(dst []byte, from int64, seg *segment, refs []ref) ([]byte, int64, error) {
-	next, err := p.eachEntry(seg, refs, func(env *envelope, _ *ref) { dst = append(dst, env.payload...) })
-	return dst, max(from, next), err
+// offset after the last. A damaged one is declared and left out. It ends, full, where
+// batches that were packed go beyond room; the first is taken in any case when whole is set.
+func (p *Partition) readRefs(dst []byte, from int64, seg *segment, refs []ref, room int, whole bool) (out []byte, to int64, full bool, err error) {
+	begin := len(dst)
+	next, err := p.eachEntry(seg, refs, func(env *envelope, _ *ref) bool {
+		full = len(dst)-begin+len(env.payload) > room && (len(dst) > begin || !whole)
+		if !full {
+			dst = append(dst, env.payload...)
+		}
+		return !full
+	})
+	return dst, max(from, next), full, err
 }
 
-// eachEntry calls f for the entries of refs, which lie in seg, and returns the offset
-// after the last. A damaged one is declared and left out.
-func (p *Partition) eachEntry(seg *segment, refs []ref, each func(env *envelope, r *ref)) (next int64, err error) {
+// eachEntry calls f for the entries of refs, which lie in seg, until it returns false, and
+// returns the offset after the last. A damaged one is declared and left out. What was packed
+// is not any more.
+func (p *Partition) eachEntry(seg *segment, refs []ref, each func(env *envelope, r *ref) bool) (next int64, err error) {
 	l := p.log
 	f, err := l.files.get(seg.path)
 	if err != nil {
@@ -83,8 +104,9 @@ func (p *Partition) eachEntry(seg *segment, refs []ref, each func(env *envelope,
 		return next, &DiskError{"open", seg.path, err}
 	}
 	defer l.files.put(f)
-	bp := readBuffers.Get().(*[]byte)
-	defer readBuffers.Put(bp)
+	bp, plain := readBuffers.Get().(*[]byte), readBuffers.Get().(*[]byte)
+	defer putBuffer(bp)
+	defer putBuffer(plain)
 	single := false
 	for len(refs) > 0 {
 		n := 1
@@ -109,30 +131,34 @@ func (p *Partition) eachEntry(seg *segment, refs []ref, each func(env *envelope,
 		}
 		for i := range refs[:n] {
 			r := &refs[i]
-			env, err := p.checked(buf[r.pos-lo:r.pos-lo+int64(r.size)], r)
+			env, err := p.checked(buf[r.pos-lo:r.pos-lo+int64(r.size)], r, plain)
 			if err != nil {
 				l.damaged(p, seg, *r, err)
-			} else {
-				each(&env, r)
+			} else if !each(&env, r) {
+				return next, nil
 			}
 			next = r.next
 		}
 		refs = refs[n:]
 	}
-	if cap(*bp) > 2*readSpan {
-		*bp = nil
-	}
 	return next, nil
 }
 
-// checked verifies an entry against its ref.
-func (p *Partition) checked(b []byte, r *ref) (envelope, error) {
+// checked verifies an entry against its ref. A packed one is unpacked into scratch.
+func (p *Partition) checked(b []byte, r *ref, scratch *[]byte) (envelope, error) {
 	env, err := decodeEnvelope(b)
 	if err != nil {
 		return env, err
 	}
-	if env.kind != entryData || env.partition != p.id || len(env.payload) < record.HeaderBytes {
+	if env.kind != entryData || env.partition != p.id || !env.packed && len(env.payload) < record.HeaderBytes {
 		return env, fmt.Errorf("entry %d is of kind %d, partition %v", env.index, env.kind, env.partition)
+	}
+	if env.packed {
+		batch, err := env.batch(scratch)
+		if err != nil {
+			return env, err
+		}
+		env.payload, env.packed = batch, false
 	}
 	if batch := record.Batch(env.payload); batch.BaseOffset() == r.base && batch.NextOffset() == r.next {
 		return env, nil
@@ -185,7 +211,7 @@ func (p *Partition) entryAfter(off int64) (env envelope, base int64, ok bool) {
 	if n, _ := f.ReadAt(b, refs[0].pos); n < len(b) {
 		return env, 0, false
 	}
-	env, err = p.checked(b, &refs[0])
+	env, err = p.checked(b, &refs[0], new([]byte))
 	return env, refs[0].base, err == nil
 }
 

@@ -407,6 +407,7 @@ func (l *classLog) replay(r *recovered, seg *segment, sc *segmentScan, floor uin
 	below := sc.next <= floor
 	l.state.mu.Lock()
 	defer l.state.mu.Unlock()
+	var scratch []byte
 	for i := range sc.entries {
 		env := &sc.entries[i].env
 		r.commit = max(r.commit, env.commit)
@@ -415,11 +416,15 @@ func (l *classLog) replay(r *recovered, seg *segment, sc *segmentScan, floor uin
 			if below {
 				continue
 			}
-			if err := l.state.applyAll(env.index, env.payload); err != nil {
+			ops, err := env.ops(&scratch)
+			if err == nil {
+				err = l.state.applyAll(env.index, ops)
+			}
+			if err != nil {
 				l.lg.Error("state entry does not parse", "file", seg.path, "index", env.index, "err", err)
 			}
 			if r.twin != nil && env.commit > r.twin.commit {
-				r.recent = twinOpsOf(r.recent, env.payload)
+				r.recent = twinOpsOf(r.recent, ops)
 			}
 		case entryDamage:
 			_, ranges := parseDamage(env.payload)

@@ -143,8 +143,10 @@ func uvarintLen(v uint64) int {
 
 // dataRef describes the batch of a data entry; body is the envelope's position.
 func dataRef(env *envelope, body int64) (ref, bool) {
-	b, rest, err := record.Next(env.payload)
-	if err != nil || len(rest) != 0 {
+	bp := readBuffers.Get().(*[]byte)
+	defer putBuffer(bp)
+	b, err := env.batch(bp)
+	if err != nil {
 		return ref{}, false
 	}
 	lo, hi := batchTimes(b)
@@ -184,13 +186,26 @@ func salvage(b []byte, next map[PartitionID]int64) (lostRange, bool) {
 	id := PartitionID(binary.BigEndian.Uint32(b[40:]))
 	o := envelopeBytes + int(binary.BigEndian.Uint16(b[6:]))
 	want, known := next[id]
-	if !known || b[3] != entryData || len(b) < o+record.HeaderBytes {
+	if !known || len(b) < o+record.HeaderBytes {
 		return lostRange{}, false
 	}
-	base := int64(binary.BigEndian.Uint64(b[o:]))
-	count := int64(int32(binary.BigEndian.Uint32(b[o+57:])))
-	delta := int64(int32(binary.BigEndian.Uint32(b[o+23:])))
-	if base != want || count < 1 || count > MaxRecordBytes/7 || delta != count-1 {
+	var base, count int64
+	switch b[3] {
+	case entryData:
+		base, count = int64(binary.BigEndian.Uint64(b[o:])), int64(int32(binary.BigEndian.Uint32(b[o+57:])))
+		if int64(int32(binary.BigEndian.Uint32(b[o+23:]))) != count-1 {
+			return lostRange{}, false
+		}
+	case entryData + packedKind:
+		from, to, ok := record.PackedRange(b[o:])
+		if !ok {
+			return lostRange{}, false
+		}
+		base, count = from, to-from
+	default:
+		return lostRange{}, false
+	}
+	if base != want || count < 1 || count > MaxRecordBytes/7 {
 		return lostRange{}, false
 	}
 	return lostRange{id, base, base + count}, true

@@ -194,7 +194,7 @@ func (l *classLog) readClean(seg *segment) error {
 	}
 	for i := range x.parts {
 		if p, ok := l.s.PartitionByID(x.parts[i].id); ok {
-			if _, err := p.eachEntry(seg, x.parts[i].refs, func(*envelope, *ref) {}); err != nil {
+			if _, err := p.eachEntry(seg, x.parts[i].refs, func(*envelope, *ref) bool { return true }); err != nil {
 				return err
 			}
 		}

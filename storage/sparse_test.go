@@ -66,7 +66,7 @@ func TestBeyondFourGiB(t *testing.T) {
 	if err != nil || y.size != x.size || y.first != x.first || !slices.Equal(y.parts[0].refs, []ref{r}) {
 		t.Fatalf("side file: %+v, %v", y, err)
 	}
-	got, next, err := p.readRefs(nil, 0, &moved, y.parts[0].refs)
+	got, next, _, err := p.readRefs(nil, 0, &moved, y.parts[0].refs, readSpan, true)
 	if err != nil || next != 1 || !bytes.Equal(got, want) {
 		t.Fatalf("read at 5 GiB: %q, next %d, %v", got, next, err)
 	}

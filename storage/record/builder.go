@@ -84,13 +84,7 @@ func (bl *Builder) Finish(base int64, epoch int32) []byte {
 	if len(h) > math.MaxInt32 {
 		panic("internal error: batch larger than 2 GiB")
 	}
-	binary.BigEndian.PutUint64(h, uint64(base))
-	binary.BigEndian.PutUint32(h[posLength:], uint32(len(h)-posEpoch))
-	binary.BigEndian.PutUint32(h[posEpoch:], uint32(epoch))
-	binary.BigEndian.PutUint32(h[posLastDelta:], uint32(bl.count-1))
-	binary.BigEndian.PutUint64(h[posBaseTime:], uint64(bl.baseTime))
-	binary.BigEndian.PutUint64(h[posMaxTime:], uint64(bl.maxTime))
-	binary.BigEndian.PutUint32(h[posCount:], uint32(bl.count))
+	Batch(h).head(base, epoch, bl.count, bl.baseTime, bl.maxTime)
 	binary.BigEndian.PutUint32(h[posCRC:], crc32.Checksum(h[posAttributes:], castagnoli))
 	return buf
 }

@@ -246,7 +246,7 @@ func unmount(mnt string) (err error) {
 
 func blockConfig(dir string, fsys storage.FS) storage.Config {
 	return storage.Config{Dir: dir, FS: fsys, NodeID: "n1", RetentionInterval: -1, Now: wild(),
-		Classes: []storage.ClassConfig{{Name: "main", SegmentBytes: 8 << 10, MinFreeBytes: 1}}}
+		Classes: []storage.ClassConfig{{Name: "main", SegmentBytes: 8 << 10, MinFreeBytes: 1, Pack: storagetest.Rotation()%2 == 1}}}
 }
 
 // blockWork appends from several goroutines, rolls segments and cuts the log's front off.

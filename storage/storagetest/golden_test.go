@@ -46,7 +46,7 @@ type piece struct {
 func sweepConfig(dir string) storage.Config {
 	return storage.Config{
 		Dir: dir, NodeID: "n1", RetentionInterval: -1,
-		Classes: []storage.ClassConfig{{Name: "main", SegmentBytes: 64 << 10, MinFreeBytes: -1}},
+		Classes: []storage.ClassConfig{{Name: "main", SegmentBytes: 64 << 10, MinFreeBytes: -1, Pack: *sweepPacked}},
 		Folds:   map[storage.StateKind]storage.FoldFunc{storage.KindWindow: countFold},
 	}
 }

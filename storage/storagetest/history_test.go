@@ -67,13 +67,14 @@ const (
 var classes = []string{"main", "bulk"}
 
 func config(dir string, fs storage.FS, r *rand.Rand) storage.Config {
+	seed := [32]byte{byte(r.Uint32()), byte(r.Uint32()), byte(r.Uint32())}
 	cfg := storage.Config{
 		Dir: dir, FS: fs, NodeID: "n1", RetentionInterval: -1, Now: wild(),
 		Folds: map[storage.StateKind]storage.FoldFunc{storage.KindWindow: countFold},
-		Rand:  rand.NewChaCha8([32]byte{byte(r.Uint32()), byte(r.Uint32()), byte(r.Uint32())}),
+		Rand:  rand.NewChaCha8(seed),
 	}
 	for _, c := range classes {
-		cfg.Classes = append(cfg.Classes, storage.ClassConfig{Name: c, SegmentBytes: 4 << 10, MinFreeBytes: 1})
+		cfg.Classes = append(cfg.Classes, storage.ClassConfig{Name: c, SegmentBytes: 4 << 10, MinFreeBytes: 1, Pack: seed[len(cfg.Classes)]%2 == 0})
 	}
 	return cfg
 }

@@ -10,6 +10,7 @@ import (
 	"sort"
 
 	"github.com/fxamacker/cbor/v2"
+	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -158,7 +159,8 @@ func (s *OracleStore) Partition(topic string, index int) []OracleRecord {
 	return out
 }
 
-// OracleEntry is one entry of the log.
+// OracleEntry is one entry of the log. One of packed data or state (kinds 4 and 5) is given
+// as if it had not been packed (1 and 2).
 type OracleEntry struct {
 	Kind, Flags byte
 	Epoch       int32
@@ -182,9 +184,12 @@ type OracleRecord struct {
 
 const (
 	oracleEnvelope = 48
-	kindData       = 1
-	kindState      = 2
 	flagLast       = 2
+
+	kindData        = 1
+	kindState       = 2
+	kindPackedData  = 4
+	kindPackedState = 5
 
 	kindTopic = 1 // kinds of state
 	kindStart = 2
@@ -285,7 +290,48 @@ func oracleEntry(b []byte) (OracleEntry, int, error) {
 		Partition: binary.BigEndian.Uint32(x[40:]),
 		Origin:    x[oracleEnvelope : oracleEnvelope+origin], Payload: x[oracleEnvelope+origin:],
 	}
-	return e, n + int(size), nil
+	var err error
+	switch e.Kind {
+	case kindPackedData:
+		e.Kind = kindData
+		e.Payload, err = oracleUnpack(e.Payload, e.Epoch)
+	case kindPackedState:
+		e.Kind = kindState
+		block, rest, ok := oracleBytes(e.Payload)
+		if !ok {
+			return e, 0, errors.New("length of packed state")
+		}
+		e.Payload, err = s2.Decode(nil, block)
+		e.Payload = append(e.Payload, rest...)
+	}
+	return e, n + int(size), err
+}
+
+// oracleUnpack makes the RecordBatch of packed data.
+func oracleUnpack(b []byte, epoch int32) ([]byte, error) {
+	var head [4]uint64 // base offset, records, base timestamp (zigzag), maximal minus base timestamp
+	for i := range head {
+		v, n := binary.Uvarint(b)
+		if n <= 0 {
+			return nil, errors.New("head of packed data")
+		}
+		head[i], b = v, b[n:]
+	}
+	if len(b) < 4 {
+		return nil, errors.New("head of packed data")
+	}
+	records, err := s2.Decode(nil, b[4:])
+	if err != nil {
+		return nil, fmt.Errorf("packed data: %w", err)
+	}
+	first := int64(head[2]>>1) ^ -int64(head[2]&1)
+	rb := kmsg.RecordBatch{
+		FirstOffset: int64(head[0]), Length: int32(49 + len(records)), PartitionLeaderEpoch: epoch, Magic: 2,
+		CRC: int32(binary.BigEndian.Uint32(b)), LastOffsetDelta: int32(head[1]) - 1,
+		FirstTimestamp: first, MaxTimestamp: first + int64(head[3]),
+		ProducerID: -1, ProducerEpoch: -1, FirstSequence: -1, NumRecords: int32(head[1]), Records: records,
+	}
+	return rb.AppendTo(nil), nil
 }
 
 // check reads the batches and looks for contradictions between entries.

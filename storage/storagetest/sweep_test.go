@@ -15,13 +15,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/s2"
+
 	"tailrace/storage"
 	"tailrace/storage/storagetest"
 )
 
 var (
-	sweepEvery = flag.Int("sweep-every", 16, "damage every n-th bit, beginning at one that rotates with the commit; 1 is the long form")
-	sectors    = flag.Int("sectors", 500, "how many random sector faults; 10000 is the long form")
+	sweepEvery  = flag.Int("sweep-every", 16, "damage every n-th bit, beginning at one that rotates with the commit; 1 is the long form")
+	sweepPacked = flag.Bool("sweep-packed", storagetest.Rotation()/16%2 == 1, "the log that is damaged is packed; by turns with the commit")
+	sectors     = flag.Int("sectors", 500, "how many random sector faults; 10000 is the long form")
 )
 
 // Every bit of a sealed segment of 64 KiB is flipped, and the segment is cut at every byte
@@ -90,7 +93,12 @@ func ownRanges(b []byte) (ranges [][2]int) {
 			break
 		}
 		e := b[pos+n : pos+n+int(size)]
-		if e[3] == 2 && len(e) > 48 && e[48] < byte(storage.KindSession) {
+		ops := e[48:]
+		if e[3] == 5 {
+			size, n := binary.Uvarint(ops)
+			ops, _ = s2.Decode(nil, ops[n:n+int(size)])
+		}
+		if (e[3] == 2 || e[3] == 5) && len(ops) > 0 && ops[0] < byte(storage.KindSession) {
 			ranges = append(ranges, [2]int{pos, pos + n + int(size)})
 		}
 		pos += n + int(size)
