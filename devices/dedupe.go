@@ -19,14 +19,14 @@ type DedupeRule struct {
 	Encoding payload.Encoding `yaml:"encoding"`
 	// Field is the path to the sequence number, a whole number of 0 or more.
 	Field string `yaml:"field"`
-	// Boot is the path to a whole number that is another after each restart of the count.
+	// Boot is the path to a whole number or a text that is another after each restart of the count.
 	Boot string `yaml:"boot"`
 	// Property and BootProperty name MQTT 5 user properties instead; the boot may be any text.
 	Property     string `yaml:"property"`
 	BootProperty string `yaml:"boot_property"`
 }
 
-// dedupeSource finds both numbers; a nil field means the property.
+// dedupeSource finds both; a nil field means the property.
 type dedupeSource struct {
 	seq, boot         *payload.TimeField
 	seqProp, bootProp string
@@ -40,7 +40,7 @@ func compileDedupe(d DedupeRule) (*dedupeSource, error) {
 		return nil, errors.New("dedupe: want field or property for the sequence number, one of them")
 	}
 	if (d.Boot == "") == (d.BootProperty == "") {
-		return nil, errors.New("dedupe: want boot or boot_property, one of them: a number that is another after each restart of the count")
+		return nil, errors.New("dedupe: want boot or boot_property, one of them: what is another after each restart of the count")
 	}
 	if (d.Field != "" || d.Boot != "") != (d.Encoding != "") {
 		return nil, errors.New("dedupe: encoding goes with field and boot: json or cbor")
@@ -85,11 +85,8 @@ func (r *Route) Sequence(body []byte, property func(name string) (value []byte, 
 		seq = n
 	}
 	if d.boot != nil {
-		n, err := d.boot.Time(body)
-		if err != nil {
-			return 0, 0, false
-		}
-		return uint64(n), seq, true
+		boot, err := d.boot.Word(body)
+		return boot, seq, err == nil
 	}
 	v, have := property(d.bootProp)
 	if !have {

@@ -43,11 +43,14 @@ devices: {max: 3}
 	send(c, "m/x", m(2, 0)) // a restart: it counts anew
 	send(c, "m/x", `{"seq":1}`)
 	send(c, "m/x", `{"seq":1}`) // no boot: stored each time
+	for _, boot := range []string{"5e1f", "5e1f", "77ab"} { // a boot id as Linux has it is text
+		send(c, "m/x", fmt.Sprintf(`{"b":%q,"seq":9}`, boot))
+	}
 	send(c, "p/x", "a", "n", "7", "boot", "blue")
 	send(c, "p/x", "b", "n", "7", "boot", "blue")
 	send(c, "p/x", "c", "n", "7", "boot", "green")
 	send(client(t, n, "two"), "m/x", m(1, 3))
-	want := []string{m(1, 0), m(1, 1), m(1, 2), m(1, 4), m(1, 3), m(1, 1), m(2, 0), `{"seq":1}`, `{"seq":1}`}
+	want := []string{m(1, 0), m(1, 1), m(1, 2), m(1, 4), m(1, 3), m(1, 1), m(2, 0), `{"seq":1}`, `{"seq":1}`, `{"b":"5e1f","seq":9}`, `{"b":"77ab","seq":9}`}
 	if got := values(t, n, "m"); !slices.Equal(got, want) {
 		t.Errorf("stored\n%q, want\n%q", got, want)
 	}
@@ -55,7 +58,7 @@ devices: {max: 3}
 		t.Errorf("stored %q", got)
 	}
 	var st edge.Status
-	if _, body := get(t, n, "/api/v1/status"); json.Unmarshal([]byte(body), &st) != nil || st.Rules[0].Duplicates != 3 || st.Rules[0].NoSequence != 2 || st.Rules[1].Duplicates != 1 {
+	if _, body := get(t, n, "/api/v1/status"); json.Unmarshal([]byte(body), &st) != nil || st.Rules[0].Duplicates != 4 || st.Rules[0].NoSequence != 2 || st.Rules[1].Duplicates != 1 {
 		t.Errorf("%+v", st.Rules)
 	}
 	stop()

@@ -15,12 +15,9 @@ func (t *TimeField) cborTime(payload []byte) (int64, error) {
 	if rest, ok := skip(payload, 0); !ok || len(rest) != 0 {
 		return 0, ErrMalformed
 	}
-	item := payload
-	for _, s := range t.steps {
-		var ok bool
-		if item, ok = child(item, s); !ok {
-			return 0, ErrAbsent
-		}
+	item, ok := t.cborItem(payload)
+	if !ok {
+		return 0, ErrAbsent
 	}
 	h, rest, ok := untag(item)
 	if !ok {
@@ -54,6 +51,29 @@ func (t *TimeField) cborTime(payload []byte) (int64, error) {
 		}
 	}
 	return 0, ErrRange
+}
+
+// cborItem finds the item of the path in a payload that is well-formed.
+func (t *TimeField) cborItem(payload []byte) (item []byte, ok bool) {
+	item = payload
+	for _, s := range t.steps {
+		if item, ok = child(item, s); !ok {
+			return nil, false
+		}
+	}
+	return item, true
+}
+
+// cborText is the value when it is text in one piece, else empty. The payload is well-formed.
+func (t *TimeField) cborText(payload []byte) string {
+	item, ok := t.cborItem(payload)
+	if !ok {
+		return ""
+	}
+	if h, rest, ok := untag(item); ok && h.major == 3 && !h.indefinite {
+		return string(rest[:h.arg])
+	}
+	return ""
 }
 
 // itemHead is the first bytes of a data item (RFC 8949, 3).

@@ -39,3 +39,11 @@ func (t *TimeField) jsonTime(payload []byte) (int64, error) {
 	}
 	return 0, ErrRange
 }
+
+// jsonText is the value when it is text, else empty.
+func (t *TimeField) jsonText(payload []byte) string {
+	if r := gjson.GetBytes(payload, t.path); r.Type == gjson.String {
+		return r.Str
+	}
+	return ""
+}

@@ -14,6 +14,7 @@ package payload
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"strconv"
 	"strings"
 )
@@ -92,6 +93,29 @@ func (t *TimeField) Time(payload []byte) (int64, error) {
 		return t.cborTime(payload)
 	}
 	return t.jsonTime(payload)
+}
+
+// Word returns a value that is only compared: a whole number as it stands, any other text
+// by its hash (FNV-1a, 64 bits; it is kept on disk). t is of UnixNanos.
+func (t *TimeField) Word(payload []byte) (uint64, error) {
+	n, err := t.Time(payload)
+	if err == nil {
+		return uint64(n), nil
+	}
+	if !errors.Is(err, ErrRange) {
+		return 0, err
+	}
+	text := t.jsonText
+	if t.encoding == CBOR {
+		text = t.cborText
+	}
+	b := text(payload)
+	if b == "" {
+		return 0, err
+	}
+	h := fnv.New64a()
+	h.Write([]byte(b))
+	return h.Sum64(), nil
 }
 
 func splitPath(path string) ([]step, error) {

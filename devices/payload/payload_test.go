@@ -154,3 +154,35 @@ func dupKey(b []byte) bool {
 	var v map[string]any
 	return m.Unmarshal(b, &v) != nil
 }
+
+func TestWordOfAPayload(t *testing.T) {
+	word := func(e payload.Encoding, body string) (uint64, error) {
+		f, err := payload.CompileTime(e, "boot.id", payload.UnixNanos)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f.Word([]byte(body))
+	}
+	seen := map[uint64]string{}
+	for _, body := range []string{`{"boot":{"id":7}}`, `{"boot":{"id":-7}}`, `{"boot":{"id":"6f1e-22"}}`, `{"boot":{"id":"6f1e-23"}}`} {
+		n, err := word(payload.JSON, body)
+		if again, _ := word(payload.JSON, body); err != nil || n != again || seen[n] != "" {
+			t.Errorf("%s: %d, %d, %v, as %q", body, n, again, err, seen[n])
+		}
+		seen[n] = body
+	}
+	same, err := word(payload.CBOR, "\xa1\x64boot\xa1\x62id\x676f1e-22")
+	if err != nil || seen[same] != `{"boot":{"id":"6f1e-22"}}` {
+		t.Errorf("CBOR: %d, %v", same, err)
+	}
+	for _, body := range []string{``, `{`, `{}`, `{"boot":{"id":null}}`, `{"boot":{"id":""}}`, `{"boot":{"id":true}}`, `{"boot":{"id":["a"]}}`, `{"boot":{"id":99999999999999999999}}`} {
+		if n, err := word(payload.JSON, body); err == nil {
+			t.Errorf("%s: %d", body, n)
+		}
+	}
+	for _, body := range []string{"", "\xa1\x64boot", "\xa1\x64boot\xa1\x62id\x60", "\xa1\x64boot\xa1\x62id\x7f\x61a\xff", "\xa1\x64boot\x61a"} {
+		if n, err := word(payload.CBOR, body); err == nil {
+			t.Errorf("%x: %d", body, n)
+		}
+	}
+}
