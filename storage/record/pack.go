@@ -2,6 +2,7 @@ package record
 
 import (
 	"encoding/binary"
+	"hash/crc32"
 	"math"
 	"slices"
 
@@ -17,6 +18,8 @@ import (
 //	varint  base timestamp
 //	uvarint maximal minus base timestamp
 //	4       CRC32C of the batch
+//	2       the lower half of the CRC32C of all before: of a damaged entry these fields say which
+//	        offsets it held, and nothing else says it again
 //	rest    records, a raw snappy block
 
 // Pack appends to dst the batch b, packed, and tells whether it did: b must be one that a
@@ -33,6 +36,7 @@ func Pack(dst []byte, b Batch) ([]byte, bool) {
 	dst = binary.AppendVarint(dst, lo)
 	dst = binary.AppendUvarint(dst, uint64(hi)-uint64(lo))
 	dst = binary.BigEndian.AppendUint32(dst, b.CRC())
+	dst = binary.BigEndian.AppendUint16(dst, uint16(crc32.Checksum(dst[at:], castagnoli)))
 	if dst = AppendSnappy(dst, b[HeaderBytes:]); len(dst)-at >= len(b) {
 		return dst[:at], false
 	}
@@ -62,6 +66,7 @@ type packedHead struct {
 }
 
 func (h *packedHead) read(src []byte) (rest []byte, ok bool) {
+	whole := src
 	base, n := binary.Uvarint(src)
 	if n <= 0 || base > math.MaxInt64-math.MaxInt32-1 {
 		return nil, false
@@ -78,11 +83,14 @@ func (h *packedHead) read(src []byte) (rest []byte, ok bool) {
 	}
 	src = src[n:]
 	span, n := binary.Uvarint(src)
-	if n <= 0 || span > uint64(math.MaxInt64)-uint64(lo) || len(src) < n+4 {
+	if n <= 0 || span > uint64(math.MaxInt64)-uint64(lo) || len(src) < n+6 {
+		return nil, false
+	}
+	if head := whole[:len(whole)-len(src)+n+4]; uint16(crc32.Checksum(head, castagnoli)) != binary.BigEndian.Uint16(src[n+4:]) {
 		return nil, false
 	}
 	*h = packedHead{base: int64(base), count: int32(count), lo: lo, hi: int64(uint64(lo) + span), crc: binary.BigEndian.Uint32(src[n:])}
-	return src[n+4:], true
+	return src[n+6:], true
 }
 
 // PackedRange is the range of offsets of a packed batch whose beginning is whole.

@@ -309,6 +309,7 @@ func oracleEntry(b []byte) (OracleEntry, int, error) {
 
 // oracleUnpack makes the RecordBatch of packed data.
 func oracleUnpack(b []byte, epoch int32) ([]byte, error) {
+	whole := b
 	var head [4]uint64 // base offset, records, base timestamp (zigzag), maximal minus base timestamp
 	for i := range head {
 		v, n := binary.Uvarint(b)
@@ -317,10 +318,13 @@ func oracleUnpack(b []byte, epoch int32) ([]byte, error) {
 		}
 		head[i], b = v, b[n:]
 	}
-	if len(b) < 4 {
+	if len(b) < 6 {
 		return nil, errors.New("head of packed data")
 	}
-	records, err := s2.Decode(nil, b[4:])
+	if sum := crc32.Checksum(whole[:len(whole)-len(b)+4], oracleCRC); uint16(sum) != binary.BigEndian.Uint16(b[4:]) {
+		return nil, errors.New("check of the head of packed data")
+	}
+	records, err := s2.Decode(nil, b[6:])
 	if err != nil {
 		return nil, fmt.Errorf("packed data: %w", err)
 	}

@@ -243,6 +243,7 @@ func TestUnreadableStartOfATruncation(t *testing.T) {
 	base := scratch(t)
 	dir := filepath.Join(base, "store")
 	cfg := sweepConfig(dir)
+	cfg.Classes[0].Pack = false // several files
 	s, err := storage.Open(cfg)
 	must(t, err)
 	tp, err := s.CreateTopic("wind", storage.TopicConfig{Partitions: 1})
