@@ -15,7 +15,7 @@ func packed(c *storage.Config) { c.Classes[0].Pack = true }
 
 // reading is what a node says: much of it again and again.
 func reading(i int) []byte {
-	return fmt.Appendf(nil, `{"dev":"turbine-%d","seq":%d,"ts":%d,"bearing_temperature":%d.5,"state":"running"}`, i%3, i, 1_700_000_000_000+i, 40+i%7)
+	return fmt.Appendf(nil, `{"dev":"turbine-%d","seq":%d,"ts":%d,"bearing_temperature":%d.5,"state":"running"}`, i%3, i, 1_700_000_000_000+int64(i), 40+i%7)
 }
 
 // fillReadings makes commits of three records for each of two partitions, some of state alone, and a

@@ -9,7 +9,7 @@ import (
 
 // Histories in which the hub's disk is lost, or replaced by an older state of itself: beside
 // what every history must show, a hub that has lost its disk gives out no offset twice under
-// one leader epoch, and goes on in a higher one.
+// one leader epoch (asked for with -given), and goes on in a higher one.
 func TestHistoriesOfAReplacedHub(t *testing.T) {
 	seeds := 10
 	if testing.Short() {

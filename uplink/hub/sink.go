@@ -141,6 +141,10 @@ func (s sink) Preview(ctx context.Context, id string, h wire.Hello) (link.Plan, 
 	if v := decide(known, h.Inventory.Epochs, false, false); v.reason != "" || v.adopt != nil {
 		return link.Plan{}, false
 	}
+	progress, err := s.h.central.Progress(ctx, id)
+	if err != nil || rolledBack(h.Inventory, progress) != "" || s.lacks(h, progress) != "" {
+		return link.Plan{}, false // a node that was welcomed forgets which store it knew: the leader epoch is raised first
+	}
 	plan, err := s.plan(ctx, id, h.Inventory)
 	return plan, err == nil
 }
@@ -222,30 +226,35 @@ func (s sink) closeEpochs(ctx context.Context, id string, known []wire.EpochInfo
 // maxEpochLead bounds how far ahead of ours a store epoch is believed.
 const maxEpochLead = 1 << 16
 
-// noteStore compares the store that the node knew with this one. When that one was
+// lacks compares the store that the node knew with this one. When that one was
 // further than this one is, or is another, this store lacks what consumers may have
-// read: a disk was lost, or an older state restored. The nodes send again what they
-// hold; consumers tell the difference by a leader epoch above every one they knew.
-func (s sink) noteStore(id string, h wire.Hello, progress []Progress) error {
+// read: a disk was lost, or an older state restored. It says why, or "".
+func (s sink) lacks(h wire.Hello, progress []Progress) (why string) {
 	if h.Store == nil || s.h.clustered() { // a cluster keeps its own leader epochs
-		return nil
+		return ""
 	}
 	own, epoch := s.h.central.Identity()
 	known := h.Store
-	var why string
 	switch {
 	case known.Epoch < epoch || known.Epoch > epoch+maxEpochLead:
-		return nil // noticed before, or nonsense
+		return "" // noticed before, or nonsense
 	case known.ID != own:
-		why = "the node was served by another store, " + known.ID.String() + ": its disk was lost or replaced; the node sends again what it still holds, the rest is declared lost"
+		return "the node was served by another store, " + known.ID.String() + ": its disk was lost or replaced; the node sends again what it still holds, the rest is declared lost"
 	case known.Epoch > epoch:
-		why = "the node knew a later state of this store: an older backup of it was restored; nodes send again what they still hold, the rest is declared lost"
-	default:
-		r := behind(h.Inventory, progress)
-		if r == "" {
-			return nil
-		}
-		why = "the store lacks records that it had acknowledged (" + r + "): an older backup of it was restored; nodes send again what they still hold, the rest is declared lost"
+		return "the node knew a later state of this store: an older backup of it was restored; nodes send again what they still hold, the rest is declared lost"
+	}
+	if r := behind(h.Inventory, progress); r != "" {
+		return "the store lacks records that it had acknowledged (" + r + "): an older backup of it was restored; nodes send again what they still hold, the rest is declared lost"
+	}
+	return ""
+}
+
+// noteStore raises the leader epoch when this store lacks records. The nodes send again
+// what they hold; consumers tell the difference by a leader epoch above every one they knew.
+func (s sink) noteStore(id string, h wire.Hello, progress []Progress) error {
+	known, why := h.Store, s.lacks(h, progress)
+	if why == "" {
+		return nil
 	}
 	s.h.raiseMu.Lock()
 	defer s.h.raiseMu.Unlock()

@@ -111,7 +111,7 @@ var bugs = []bug{
 	{
 		name: "restored hub taken for the old", file: "uplink/hub/sink.go",
 		old: "if h.Store == nil || s.h.clustered() {",
-		new: "if h.Store == nil || s.h.clustered() || id != \"\" {",
+		new: "if h.Store == nil || s.h.clustered() || h.Store != nil {",
 		pkg: "./firmware-sim/scenario", test: "TestHistoriesOfAReplacedHub",
 	},
 	{
