@@ -42,7 +42,7 @@ devices: {max: 3}
 	send(c, "m/y", m(1, 1)) // another device
 	send(c, "m/x", m(2, 0)) // a restart: it counts anew
 	send(c, "m/x", `{"seq":1}`)
-	send(c, "m/x", `{"seq":1}`) // no boot: stored each time
+	send(c, "m/x", `{"seq":1}`)                             // no boot: stored each time
 	for _, boot := range []string{"5e1f", "5e1f", "77ab"} { // a boot id as Linux has it is text
 		send(c, "m/x", fmt.Sprintf(`{"b":%q,"seq":9}`, boot))
 	}
