@@ -187,3 +187,34 @@ func TestPackedStateUnpacks(t *testing.T) {
 		t.Error("four bytes were packed")
 	}
 }
+
+// TestSalvageOfAShortEntry: what is left of a damaged entry tells its offsets, also of a packed
+// one, whose payload may be shorter than the header of a batch; any beginning of one is taken.
+func TestSalvageOfAShortEntry(t *testing.T) {
+	for _, packed := range []bool{false, true} {
+		var bl record.Builder
+		bl.Reset(nil)
+		bl.Add(1_700_000_000_000, nil, []byte("21.5"), nil)
+		payload := bl.Finish(77, 3)
+		if packed {
+			var ok bool
+			if payload, ok = record.Pack(nil, payload); !ok || len(payload) >= record.HeaderBytes {
+				t.Fatalf("packed %v, %d bytes", ok, len(payload))
+			}
+		}
+		e := append(make([]byte, envelopeBytes), payload...)
+		sealEnvelope(e, &envelope{kind: entryData, packed: packed, epoch: 3, index: 5, partition: 9}, 0)
+		b := appendFramed(nil, e)
+		b[len(b)-1] ^= 1
+		got, ok := salvage(b, map[PartitionID]int64{9: 77})
+		if want := (lostRange{9, 77, 78}); !ok || got != want {
+			t.Errorf("packed %v: %v, %v, want %v", packed, got, ok, want)
+		}
+		if got, ok := salvage(b, map[PartitionID]int64{9: 76}); ok {
+			t.Errorf("packed %v: another offset was next, %v", packed, got)
+		}
+		for n := range b {
+			salvage(b[:n:n], map[PartitionID]int64{9: 77})
+		}
+	}
+}

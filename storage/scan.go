@@ -179,19 +179,22 @@ func batchTimes(b record.Batch) (lo, hi int64) {
 // had to come next.
 func salvage(b []byte, next map[PartitionID]int64) (lostRange, bool) {
 	_, w := binary.Uvarint(b)
-	if w <= 0 || len(b) < w+envelopeBytes+record.HeaderBytes {
+	if w <= 0 || len(b) < w+envelopeBytes {
 		return lostRange{}, false
 	}
 	b = b[w:]
 	id := PartitionID(binary.BigEndian.Uint32(b[40:]))
 	o := envelopeBytes + int(binary.BigEndian.Uint16(b[6:]))
 	want, known := next[id]
-	if !known || len(b) < o+record.HeaderBytes {
+	if !known || len(b) < o {
 		return lostRange{}, false
 	}
 	var base, count int64
 	switch b[3] {
 	case entryData:
+		if len(b) < o+record.HeaderBytes {
+			return lostRange{}, false
+		}
 		base, count = int64(binary.BigEndian.Uint64(b[o:])), int64(int32(binary.BigEndian.Uint32(b[o+57:])))
 		if int64(int32(binary.BigEndian.Uint32(b[o+23:]))) != count-1 {
 			return lostRange{}, false
