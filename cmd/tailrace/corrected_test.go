@@ -120,7 +120,9 @@ func (s *site) publish(topic string, n int, ts time.Time) {
 // replayed is what `tailrace replay` prints of a topic, once it has n records.
 func (s *site) replayed(topic string, n int, more ...string) []string {
 	s.t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(2 * time.Minute); ; <-tick.C {
 		out, code := runCommand(s.t, append([]string{"replay", topic, "-q", "--url", s.url}, more...)...)
 		var lines []string
 		for sc := bufio.NewScanner(strings.NewReader(out)); sc.Scan(); {

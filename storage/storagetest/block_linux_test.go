@@ -235,11 +235,13 @@ func recordBlocks(t *testing.T, sys blockSystem, dir string, fsys storage.FS, be
 
 // unmount ends a mount, and the loop device with it.
 func unmount(mnt string) (err error) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
 	for range 300 { // half a minute
 		if err = run("umount", mnt); err == nil {
 			return nil
 		}
-		time.Sleep(100 * time.Millisecond) // somebody still looks at it
+		<-tick.C // somebody still looks at it
 	}
 	return errors.Join(err, run("umount", "-l", mnt))
 }

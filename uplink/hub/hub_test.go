@@ -103,14 +103,15 @@ func startHub(t *testing.T, c hub.Config) (h *hub.Hub, url string, stop func()) 
 	return h, "http://" + addr, stop
 }
 
-// until polls a condition that other goroutines bring about.
+// until looks again and again whether ok holds.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(90 * time.Second); !ok(); {
-		if time.Now().After(deadline) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(90 * time.Second); !ok(); <-tick.C {
+		if time.Now().After(end) {
 			t.Fatalf("not within 90 s: %s", what)
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 
