@@ -19,9 +19,9 @@ import (
 // longer than its node waits: none ends, and all come again. So:
 //
 //   - At most `most` are under way, and of one address (IPv6: /64) at most `mostOf`.
-//   - At most an eighth of `most` wait for the hub itself to look at them: these tell a hub that is short of CPU from
-//     nodes that are far away. A hub that keeps up has none.
-//   - At most a quarter of either is of addresses that have not shown that they receive what is sent there. Beyond, a
+//   - At most an eighth of either wait for the hub itself to look at them: these tell a hub that is short of CPU from
+//     nodes that are far away. A hub that keeps up has none, but for those of whose first message a packet is missing.
+//   - At most a quarter of all these is of addresses that have not shown that they receive what is sent there. Beyond, a
 //     node is asked to begin again with a token (QUIC's Retry), which costs the hub no state: whoever writes
 //     others' addresses on his packets takes no place from them, and who has given up does not come back with it.
 //
@@ -32,10 +32,16 @@ type door struct {
 
 	mu       sync.Mutex // guards the following
 	n        Door
-	unproven int // of n.UnderWay: the address is not known to receive
-	unheard  int // of n.UnderWay: the hub has not looked at the first message yet
-	of       map[netip.Addr]int
+	all      places
+	unproven places // of all: the address is not known to receive
+	of       map[netip.Addr]*places
 	warned   time.Time
+}
+
+// places are handshakes under way.
+type places struct {
+	taken   int
+	unheard int // of taken: the hub has not looked at the first message yet
 }
 
 // Door counts handshakes at a hub since its start, of QUIC and TCP together.
@@ -51,7 +57,7 @@ type Door struct {
 }
 
 func newDoor(most, mostOf int, log *slog.Logger) *door {
-	return &door{most: most, mostOf: mostOf, log: log, of: map[netip.Addr]int{}}
+	return &door{most: most, mostOf: mostOf, log: log, of: map[netip.Addr]*places{}}
 }
 
 // attempt is one handshake.
@@ -103,7 +109,8 @@ func addressKey(a net.Addr) netip.Addr {
 func (d *door) doubts(from net.Addr) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	doubts := d.unproven >= (d.most+3)/4 || d.of[addressKey(from)] >= (d.mostOf+3)/4
+	of := d.of[addressKey(from)]
+	doubts := d.unproven.taken >= (d.most+3)/4 || d.unproven.unheard >= (unheardOf(d.most)+3)/4 || of != nil && of.taken >= (d.mostOf+3)/4
 	if doubts {
 		d.n.Retries++
 	}
@@ -114,31 +121,34 @@ func (d *door) doubts(from net.Addr) bool {
 func (d *door) busy() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return int(d.n.UnderWay) >= d.most-d.most/4 || d.unheard >= max(d.most/16, 1)
+	return d.all.taken >= d.most-d.most/4 || d.all.unheard >= max(d.most/16, 1)
 }
+
+// unheardOf is how many of so many places may wait for the hub.
+func unheardOf(most int) int { return max(most/8, 1) }
 
 func (d *door) begin(from net.Addr, proven bool) (*attempt, error) {
 	a := &attempt{d: d, from: addressKey(from), proven: proven}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	of := d.of[a.from]
+	if of == nil {
+		of = &places{}
+	}
 	switch {
-	case int(d.n.UnderWay) >= d.most || d.unheard >= max(d.most/8, 1):
+	case d.all.taken >= d.most || d.all.unheard >= unheardOf(d.most):
 		d.n.Refused++
-	case d.of[a.from] >= d.mostOf:
+	case of.taken >= d.mostOf || of.unheard >= unheardOf(d.mostOf):
 		d.n.Crowded++
 	default:
 		d.n.Begun++
-		d.n.UnderWay++
-		d.unheard++
-		d.of[a.from]++
-		if !proven {
-			d.unproven++
-		}
+		d.of[a.from] = of
+		a.count(func(p *places) { p.taken++; p.unheard++ })
 		return a, nil
 	}
 	if now := time.Now(); now.Sub(d.warned) >= time.Minute {
 		d.warned = now
-		d.log.Warn("handshakes of nodes are refused, they come again later", "under_way", d.n.UnderWay, "not_looked_at", d.unheard, "of_this_address", d.of[a.from],
+		d.log.Warn("handshakes of nodes are refused, they come again later", "under_way", d.all.taken, "not_looked_at", d.all.unheard, "of_this_address", of.taken,
 			"remote", from.String(), "refused_until_now", d.n.Refused+d.n.Crowded)
 	}
 	return nil, errBusy
@@ -160,9 +170,7 @@ func (d *door) watch(conf *tls.Config) *tls.Config {
 	next := conf.GetConfigForClient
 	conf.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 		if a, ok := h.Context().Value(attemptKey{}).(*attempt); ok {
-			d.mu.Lock()
-			a.hear()
-			d.mu.Unlock()
+			a.look()
 		}
 		if next == nil {
 			return nil, nil
@@ -172,12 +180,27 @@ func (d *door) watch(conf *tls.Config) *tls.Config {
 	return conf
 }
 
-// hear is called with door.mu held.
+// count changes all that a is counted in. Called with door.mu held, like hear.
+func (a *attempt) count(change func(*places)) {
+	change(&a.d.all)
+	change(a.d.of[a.from])
+	if !a.proven {
+		change(&a.d.unproven)
+	}
+}
+
 func (a *attempt) hear() {
 	if !a.heard {
 		a.heard = true
-		a.d.unheard--
+		a.count(func(p *places) { p.unheard-- })
 	}
+}
+
+// look says that the hub has got to this handshake: from now on it waits for the node.
+func (a *attempt) look() {
+	a.d.mu.Lock()
+	defer a.d.mu.Unlock()
+	a.hear()
 }
 
 // end ends the handshake: nil when it is over and the node proved, else why it failed.
@@ -190,12 +213,9 @@ func (a *attempt) end(err error) {
 	}
 	a.over = true
 	a.hear()
-	d.n.UnderWay--
-	if d.of[a.from]--; d.of[a.from] == 0 {
+	a.count(func(p *places) { p.taken-- })
+	if d.of[a.from].taken == 0 {
 		delete(d.of, a.from)
-	}
-	if !a.proven {
-		d.unproven--
 	}
 	switch {
 	case err == nil:
@@ -221,5 +241,7 @@ func proved(c carrier) {
 func (s *Server) Door() Door {
 	s.door.mu.Lock()
 	defer s.door.mu.Unlock()
-	return s.door.n
+	n := s.door.n
+	n.UnderWay = int64(s.door.all.taken)
+	return n
 }

@@ -147,3 +147,59 @@ func TestHandshakesThatHangTakeNoPlaceFromNodes(t *testing.T) {
 		})
 	}
 }
+
+// Whoever begins handshakes and says nothing more, or half of a first message, is waited for and is no sign that the
+// hub is short of CPU: it takes the places of its address, and none of nodes.
+func TestHandshakesWithoutAFirstMessageTakeNoPlaceFromNodes(t *testing.T) {
+	const most, ofOne = 64, 8
+	for _, c := range []struct {
+		name string
+		tcp  bool
+	}{
+		{"TCP connections that are silent", true},
+		{"half of a ClientHello, of addresses that are not his", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, linktest.Path{Delay: 20 * time.Millisecond})
+				hub, stopHub := w.hub(func(s *link.ServerConfig) {
+					s.MaxHandshakes, s.MaxHandshakesPerAddress, s.Listener = most, ofOne, w.r.Listen(tcpHub)
+				})
+				var conns []net.Conn
+				hang := make(chan struct{})
+				for i := range 60 {
+					if c.tcp {
+						conn, err := w.r.DialTCP(t.Context(), "10.0.9.1", tcpHub)
+						if err != nil {
+							t.Fatal(err)
+						}
+						conns = append(conns, conn)
+						continue
+					}
+					ip, sent := fmt.Sprintf("10.0.9.%d", i+1), 0
+					w.r.Link(ip).Drop(true, func(int) bool { sent++; return sent > 1 })
+					w.knock(t, ip, 7000+i, hang)
+					time.Sleep(time.Millisecond)
+				}
+				time.Sleep(100 * time.Millisecond)
+				t.Logf("%+v", hub.Door())
+				src := newSource(1, "wind")
+				src.put(0, 10, 100)
+				_, stopNode := w.node("node-1", "10.0.1.1", src, nil)
+				time.Sleep(time.Second)
+				if src.ackedTo(0) != 10 {
+					t.Errorf("the node did not come through: %+v", hub.Door())
+				}
+				close(hang)
+				for _, c := range conns {
+					c.Close()
+				}
+				w.until(time.Minute, "the node, in the end", func() bool { return src.ackedTo(0) == 10 })
+				stopNode()
+				stopHub()
+				w.sink.check(t)
+				settle()
+			})
+		})
+	}
+}

@@ -127,6 +127,7 @@ func (s *Server) acceptTCP(ctx context.Context, l net.Listener) {
 			continue
 		}
 		s.wg.Go(func() {
+			a.look()
 			tc := tls.Server(raw, s.cfg.TLS)
 			hctx, cancel := context.WithTimeout(context.WithValue(ctx, attemptKey{}, a), s.cfg.HelloTimeout)
 			err := tc.HandshakeContext(hctx)
