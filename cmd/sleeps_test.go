@@ -25,7 +25,7 @@ func TestSleepInBubblesOnly(t *testing.T) {
 	for dir, p := range testPackages(t) {
 		for _, f := range p.funcs {
 			if maySleep[dir+" "+f.name] != "" {
-				p.virtual[f.name] = true
+				p.virtual[f.key] = true
 			}
 		}
 		p.solve()
@@ -37,8 +37,8 @@ func TestSleepInBubblesOnly(t *testing.T) {
 				}
 				sleeps++
 				used[key] = true
-				if !p.inBubble(f, c) {
-					t.Errorf("%s: %s sleeps in real time: it can wait for what it needs, or use synctest", p.fset.Position(c.Pos()), f.name)
+				if maySleep[key] == "" && !p.entered(f, c) && (!p.virtual[f.key] || p.outside[f.key]) {
+					t.Errorf("%s: %s sleeps in real time, as far as can be seen: let it wait for what it needs, or use synctest", p.fset.Position(c.Pos()), f.name)
 				}
 			}
 		}
@@ -53,21 +53,22 @@ func TestSleepInBubblesOnly(t *testing.T) {
 	}
 }
 
-// testPackage is the tests in one directory. Names stand for what they name; where several things
-// share one, none counts as in a bubble when one is outside.
+// testPackage is the tests in one directory. A function is known by its name, a method by its name
+// after a dot: types are not looked at, so methods of one name are one.
 type testPackage struct {
 	fset    *token.FileSet
 	funcs   []*testFunc
-	enters  map[string]bool // functions that call one of their parameters in a bubble
-	virtual map[string]bool // functions that are used in bubbles only
+	enters  map[string]bool // that call one of their parameters in a bubble
+	virtual map[string]bool // functions that are used in bubbles only, methods that are used there
+	outside map[string]bool // what is used elsewhere, too
 }
 
 // testFunc is a function, or what stands outside of all functions of a file.
 type testFunc struct {
-	name   string
-	params map[string]bool // that are functions
-	calls  []*ast.CallExpr
-	idents []*ast.Ident
+	name, key string
+	params    map[string]bool // that are functions
+	calls     []*ast.CallExpr
+	idents    map[*ast.Ident]string // what it names, and the key of that
 }
 
 func testPackages(t *testing.T) map[string]*testPackage {
@@ -103,12 +104,15 @@ func testPackages(t *testing.T) map[string]*testPackage {
 }
 
 func readFunc(decl ast.Decl) *testFunc {
-	f := &testFunc{params: map[string]bool{}}
+	f := &testFunc{params: map[string]bool{}, idents: map[*ast.Ident]string{}}
 	other := map[*ast.Ident]bool{}    // names where they are declared, and keys, which are fields
 	locals := map[string]bool{}       // variables
 	selected := map[*ast.Ident]bool{} // x in y.x
 	if d, ok := decl.(*ast.FuncDecl); ok {
-		f.name, other[d.Name] = d.Name.Name, true
+		f.name, f.key, other[d.Name] = d.Name.Name, d.Name.Name, true
+		if d.Recv != nil {
+			f.key = "." + f.name
+		}
 		for _, p := range d.Type.Params.List {
 			if _, ok := p.Type.(*ast.FuncType); ok {
 				for _, n := range p.Names {
@@ -149,8 +153,11 @@ func readFunc(decl ast.Decl) *testFunc {
 		return true
 	})
 	for _, id := range idents {
-		if !other[id] && (selected[id] || !locals[id.Name]) {
-			f.idents = append(f.idents, id)
+		switch {
+		case selected[id]:
+			f.idents[id] = "." + id.Name
+		case !other[id] && !locals[id.Name]:
+			f.idents[id] = id.Name
 		}
 	}
 	return f
@@ -160,34 +167,30 @@ func readFunc(decl ast.Decl) *testFunc {
 func (p *testPackage) solve() {
 	for before := -1; before < len(p.enters)+len(p.virtual); {
 		before = len(p.enters) + len(p.virtual)
-		inside, outside := map[string]bool{}, map[string]bool{}
+		inside := map[string]bool{}
+		p.outside = map[string]bool{}
 		for _, f := range p.funcs {
-			for _, id := range f.idents {
-				in := p.inBubble(f, id)
-				if in && f.params[id.Name] {
-					p.enters[f.name] = true
-				}
-				switch {
+			for id, key := range f.idents {
+				switch in := p.virtual[f.key] || p.entered(f, id); {
+				case in && f.params[key]:
+					p.enters[f.key] = true
 				case in:
-					inside[id.Name] = true
-				case id.Name != f.name:
-					outside[id.Name] = true
+					inside[key] = true
+				case key != f.key:
+					p.outside[key] = true
 				}
 			}
 		}
-		for _, f := range p.funcs {
-			if f.name != "" && inside[f.name] && !outside[f.name] {
-				p.virtual[f.name] = true
+		for key := range inside {
+			if strings.HasPrefix(key, ".") || !p.outside[key] {
+				p.virtual[key] = true
 			}
 		}
 	}
 }
 
-// inBubble: n, which stands in f, runs in a bubble, as far as that can be seen.
-func (p *testPackage) inBubble(f *testFunc, n ast.Node) bool {
-	if p.virtual[f.name] {
-		return true
-	}
+// entered: n, which stands in f, is what a bubble is made of there.
+func (p *testPackage) entered(f *testFunc, n ast.Node) bool {
 	for _, c := range f.calls {
 		if c.Lparen < n.Pos() && n.Pos() < c.Rparen && (isCall(c, "synctest", "Test") || p.enters[callee(c)]) {
 			return true
@@ -205,13 +208,13 @@ func isCall(c *ast.CallExpr, pkg, name string) bool {
 	return ok && x.Name == pkg
 }
 
-// callee is the name of the function or method that is called, if it has one.
+// callee is the key of the function or method that is called, if it has one.
 func callee(c *ast.CallExpr) string {
 	switch f := c.Fun.(type) {
 	case *ast.Ident:
 		return f.Name
 	case *ast.SelectorExpr:
-		return f.Sel.Name
+		return "." + f.Sel.Name
 	}
 	return ""
 }
