@@ -118,6 +118,9 @@ func TestPowerCutUnderAMountedFileSystem(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if bytes.Contains(out, []byte("--- SKIP")) { // nobody else sees what a child skips
+			t.Skip("NOT TESTED: a part of it, see above")
+		}
 		return
 	}
 	for _, sys := range blockSystems {
