@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -188,20 +189,8 @@ func samePlan(a, b Plan) bool {
 			return cmp.Or(slices.Compare(a.Epoch[:], b.Epoch[:]), cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
 		})
 	}
-	if len(a.Mode) != len(b.Mode) || len(a.Refused) != len(b.Refused) || len(a.Progress) != len(b.Progress) {
-		return false
-	}
-	for t, m := range a.Mode {
-		if b.Mode[t] != m {
-			return false
-		}
-	}
-	for t, why := range a.Refused {
-		if b.Refused[t] != why {
-			return false
-		}
-	}
-	return a.Rate == b.Rate && reflect.DeepEqual(order(a.Progress), order(b.Progress))
+	return a.Rate == b.Rate && maps.Equal(a.Mode, b.Mode) && maps.Equal(a.Refused, b.Refused) &&
+		len(a.Progress) == len(b.Progress) && reflect.DeepEqual(order(a.Progress), order(b.Progress))
 }
 
 // Handshakes counts the connections of nodes since the start, by how they began: Early is a part of Resumed.

@@ -723,7 +723,7 @@ func TestRealLoopback(t *testing.T) {
 		c.Hubs = []string{pc.LocalAddr().String()}
 		c.PacketConn = nil
 	})
-	for end := time.After(2 * time.Minute); src.ackedTo(0) < 20000; {
+	for end := time.After(30 * time.Second); src.ackedTo(0) < 20000; {
 		select {
 		case <-src.ackCame:
 		case <-end:

