@@ -181,6 +181,7 @@ func TestPacketsThatEndTheirConnectionOnly(t *testing.T) {
 		{"subscription id from a client", frame(0x32, str("a"), u16(1), props(5, []byte{0x0B, 1})), packet.ProtocolError},
 		{"property twice", frame(0x32, str("a"), u16(1), props(5, []byte{1, 1, 1, 1})), packet.ProtocolError},
 		{"user properties without end", frame(0x32, str("a"), u16(1), props(5, bytes.Repeat([]byte{0x26, 0, 0, 0, 0}, 1025))), packet.QuotaExceeded},
+		{"the same in a subscribe", frame(0x82, u16(1), props(5, bytes.Repeat([]byte{0x26, 0, 0, 0, 0}, 1025)), str("a"), []byte{0}), packet.QuotaExceeded},
 		{"pingreq with a body", []byte{0xC0, 1, 0}, packet.Malformed},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -137,10 +137,7 @@ func (c *Connect) properties(r *cursor) error {
 		case pAuthMethod:
 			c.HasAuth, c.AuthMethod = true, p.a
 		case pUserProperty:
-			var err error
-			if c.UserProperty, err = addUser(c.UserProperty, &p); err != nil {
-				return err
-			}
+			c.UserProperty = append(c.UserProperty, UserProperty{p.a, p.v})
 		}
 	}
 	if ps.err == nil && ps.seen>>pAuthData&1 == 1 && !c.HasAuth { // 3.1.2.11.10

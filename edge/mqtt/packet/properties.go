@@ -83,11 +83,15 @@ type property struct {
 
 // properties walks one property section.
 type properties struct {
-	c    cursor
-	in   uint16
-	seen uint64
-	err  error
+	c     cursor
+	in    uint16
+	users uint16 // user properties so far
+	seen  uint64
+	err   error
 }
+
+// maxUserProperties of one section: an empty one is five bytes on the wire and ten times that here.
+const maxUserProperties = 1024
 
 // props starts the property section at c and moves c behind it.
 func props(c *cursor, in uint16) properties {
@@ -117,7 +121,12 @@ func (r *properties) next(p *property) bool {
 		r.err = protocol("property that does not belong into this packet")
 		return false
 	}
-	if id != pUserProperty { // MQTT 5.0: all others at most once
+	if id == pUserProperty { // MQTT 5.0: all others at most once
+		if r.users++; r.users > maxUserProperties {
+			r.err = &Error{QuotaExceeded, "more than 1024 user properties"}
+			return false
+		}
+	} else {
 		if r.seen>>id&1 == 1 {
 			r.err = protocol("property given twice")
 			return false
@@ -167,16 +176,6 @@ func bool01(p *property) error {
 // UserProperty is one name and value pair.
 type UserProperty struct{ Key, Value []byte }
 
-// maxUserProperties of one packet: an empty one is five bytes on the wire and ten times that here.
-const maxUserProperties = 1024
-
-func addUser(all []UserProperty, p *property) ([]UserProperty, error) {
-	if len(all) == maxUserProperties {
-		return all, &Error{QuotaExceeded, "more than 1024 user properties"}
-	}
-	return append(all, UserProperty{p.a, p.v}), nil
-}
-
 // MessageProps are the MQTT 5 properties of a PUBLISH or a will. Slices alias the packet.
 type MessageProps struct {
 	HasFormat   bool
@@ -214,9 +213,7 @@ func (m *MessageProps) set(p *property) error {
 	case pCorrelation:
 		m.Correlation = p.a
 	case pUserProperty:
-		var err error
-		m.User, err = addUser(m.User, p)
-		return err
+		m.User = append(m.User, UserProperty{p.a, p.v})
 	}
 	return nil
 }
