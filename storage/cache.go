@@ -154,13 +154,12 @@ func (l *classLog) index(seg *segment) (*segmentIndex, error) {
 		return x, nil
 	}
 	x, missing, unreadable, err := l.readIndex(seg)
+	if err == nil && unreadable && len(missing) > 0 { // no reader steps over it before it is declared
+		err = &DiskError{"read", seg.path, syscall.EIO}
+	}
 	if err != nil {
 		l.suspect(seg, err)
 		return nil, err
-	}
-	if unreadable && len(missing) > 0 { // no reader steps over it before it is declared
-		l.post(func() { l.judge(seg) })
-		return nil, &DiskError{"read", seg.path, syscall.EIO}
 	}
 	for _, m := range missing {
 		l.damaged(m.p, seg, m.ref, errDamaged)
