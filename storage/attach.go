@@ -68,7 +68,7 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 		p.spans, p.runMax = make([]span, 0, spans[id]), make([]int64, 0, spans[id])
 		lost = append(lost, l.loadClean(p)...)
 	}
-	for _, row := range l.s.allLossRows(l) { // in the log damage entries took their place
+	for _, row := range lossRowsOf(l.state) { // in the log damage entries took their place
 		if p := parts[row.Partition]; p != nil && row.From < p.cleanTo && row.Reason&^lossSettled != LossEvicted {
 			p.holes = append(p.holes, hole{row.From, row.To})
 		}
@@ -133,7 +133,7 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 		p.applyStart(start) // forgets what is below
 	}
 	ops := append(l.declare(lost, LossDamaged, parts), l.declare(unreadable, LossUnreadable, parts)...)
-	for _, row := range l.s.allLossRows(l) {
+	for _, row := range lossRowsOf(l.state) {
 		if p := parts[row.Partition]; row.Reason&lossSettled != 0 && (p == nil || row.To <= p.start) {
 			ops = appendOp(ops, kindLoss, opDelete, lossKey(row.Partition, row.Reason, row.From), nil)
 		}
@@ -143,7 +143,7 @@ func (l *classLog) attach(r *recovered) (lostOps []byte) {
 
 // declare returns the operations for ranges that no row of the ledger has yet.
 func (l *classLog) declare(lost []lostRange, reason LossReason, parts map[PartitionID]*Partition) (ops []byte) {
-	rows := l.s.allLossRows(l)
+	rows := lossRowsOf(l.state)
 	for _, lr := range lost {
 		p := parts[lr.partition]
 		if p == nil {

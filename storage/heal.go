@@ -329,11 +329,9 @@ func (l *classLog) mendTail(tail *segment, sc *segmentScan, data []byte) error {
 // since the disk has thought better of it).
 func (l *classLog) dropDeclared(r *recovered) error {
 	rows := make(map[PartitionID][]hole)
-	for _, k := range l.state.keys(kindLoss) {
-		v, _ := l.state.get(kindLoss, k)
-		if len(k) == 13 && len(v) == 16 && LossReason(k[4])&^lossSettled != LossEvicted {
-			id := PartitionID(binary.BigEndian.Uint32([]byte(k)))
-			rows[id] = append(rows[id], hole{int64(binary.BigEndian.Uint64([]byte(k[5:]))), int64(binary.BigEndian.Uint64(v))})
+	for _, row := range lossRowsOf(l.state) {
+		if row.Reason&^lossSettled != LossEvicted {
+			rows[row.Partition] = append(rows[row.Partition], hole{row.From, row.To})
 		}
 	}
 	if len(rows) == 0 {

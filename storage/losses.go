@@ -24,12 +24,7 @@ const lossSettled LossReason = 0x80
 
 // lossRows are the rows of one class that are not settled, by partition, reason and offset.
 func (s *Store) lossRows(l *classLog) []Loss {
-	return slices.DeleteFunc(s.allLossRows(l), func(r Loss) bool { return r.Reason&lossSettled != 0 })
-}
-
-// allLossRows are lossRows and those that are settled.
-func (s *Store) allLossRows(l *classLog) []Loss {
-	rows := lossRowsOf(l.state)
+	rows := slices.DeleteFunc(lossRowsOf(l.state), func(r Loss) bool { return r.Reason&lossSettled != 0 })
 	for i := range rows {
 		if p, ok := s.PartitionByID(rows[i].Partition); ok {
 			rows[i].Topic, rows[i].Index = p.topic.name, p.index
@@ -38,7 +33,8 @@ func (s *Store) allLossRows(l *classLog) []Loss {
 	return rows
 }
 
-// lossRowsOf are the rows that a state holds, without the names of the topics.
+// lossRowsOf are all rows that a state holds, also those that are settled, without the names of
+// the topics.
 func lossRowsOf(m *stateMap) (rows []Loss) {
 	for _, k := range m.keys(kindLoss) {
 		v, ok := m.get(kindLoss, k)
@@ -160,12 +156,16 @@ func (c *committer) declareAndMend(p *Partition, seg *segment, r ref) {
 	l.s.cfg.FS.Remove(l.sideOf(seg))
 }
 
-// declareAgain tries again what could not be declared when it was found.
+// declareAgain tries again what could not be declared when it was found, up to the first that
+// still cannot: each that fails has the log opened anew, and fails those who wait for a commit.
 func (c *committer) declareAgain() {
 	again := c.l.undeclared
 	c.l.undeclared = nil
-	for _, f := range again {
-		f()
+	for i, f := range again {
+		if f(); len(c.l.undeclared) > 0 {
+			c.l.undeclared = append(c.l.undeclared, again[i+1:]...)
+			return
+		}
 	}
 }
 

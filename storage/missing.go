@@ -254,6 +254,7 @@ func (l *classLog) indexLive(seg *segment) (*segmentIndex, error) {
 		return nil, err
 	}
 	x = &segmentIndex{first: seg.first, last: seg.last, size: seg.size, arrival: seg.arrival}
+	rows := lossRowsOf(l.state)
 	for _, p := range l.partitions() {
 		p.mu.RLock()
 		i := slices.IndexFunc(p.spans, func(s span) bool { return s.seg == seg })
@@ -263,7 +264,7 @@ func (l *classLog) indexLive(seg *segment) (*segmentIndex, error) {
 		}
 		p.mu.RUnlock()
 		var refs []ref
-		for _, r := range subtractRows(whole, l.s.allLossRows(l)) {
+		for _, r := range subtractRows(whole, rows) {
 			refs = append(refs, ref{base: r.from, next: r.to, min: unknownTime, max: unknownTime})
 		}
 		if len(refs) > 0 {
@@ -274,25 +275,20 @@ func (l *classLog) indexLive(seg *segment) (*segmentIndex, error) {
 	return x, nil
 }
 
-// subtractRows is what no row has of a range. The rows are by reason and offset.
+// subtractRows is what no row has of a range.
 func subtractRows(r lostRange, rows []Loss) (left []lostRange) {
+next:
 	for r.from < r.to {
 		end := r.to
-		covered := false
 		for _, row := range rows {
 			switch {
 			case row.Partition != r.partition || row.To <= r.from || row.From >= end:
 			case row.From <= r.from:
-				r.from, covered = row.To, true
+				r.from = row.To
+				continue next
 			default:
 				end = row.From
 			}
-			if covered {
-				break
-			}
-		}
-		if covered {
-			continue
 		}
 		left = append(left, lostRange{r.partition, r.from, end})
 		r.from = end

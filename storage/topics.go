@@ -279,7 +279,7 @@ func (s *Store) DeleteTopic(name string) error {
 		p.deleted.Store(true) // from now on no append is taken
 		a.op(kindStart, opDelete, string(p.startKey()), nil)
 		a.op(kindClean, opDelete, string(p.startKey()), nil)
-		for _, row := range s.allLossRows(p.log) {
+		for _, row := range lossRowsOf(p.log.state) {
 			if row.Partition == p.id {
 				a.op(kindLoss, opDelete, lossKey(row.Partition, row.Reason, row.From), nil)
 			}
