@@ -1,7 +1,6 @@
 package mqtt_test
 
 import (
-	"net"
 	"slices"
 	"testing"
 	"time"
@@ -49,16 +48,9 @@ func FuzzPair(f *testing.F) {
 	seed(5, [][]byte{aliased(1, "a", 1, "x"), aliased(2, "", 1, "y")}, [][]byte{subscribe(5, 1, "a", 0x2D, []byte{0x0B, 1}), {0x82, 6, 0, 1, 0, 0, 1, 'a'}})
 
 	b := newBackend()
-	s, err := mqtt.NewServer(mqtt.Config{Backend: b, State: b, Log: b, Limits: mqtt.Limits{RefusedHold: 1, Retained: 100, Queued: 10}})
-	if err != nil {
-		f.Fatal(err)
-	}
-	l := &pipeListener{c: make(chan net.Conn), done: make(chan struct{})}
-	go s.Serve(l, mqtt.ListenerOptions{})
+	s, l := servePipes(f, mqtt.Config{Backend: b, State: b, Log: b, Limits: mqtt.Limits{RefusedHold: 1, Retained: 100, Queued: 10}})
 	dial := func(t *testing.T, v byte, id string) *device {
-		cl, sv := net.Pipe()
-		l.c <- sv
-		d := &device{t: t, nc: cl, v: v}
+		d := l.dial(t, v)
 		d.send(connect(v, opts{id: id, persistent: true}))
 		d.next()
 		return d

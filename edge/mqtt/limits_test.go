@@ -126,17 +126,8 @@ func TestSilentLoginsEndByTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const timeout = 5 * time.Second
 		b := newBackend()
-		s, err := mqtt.NewServer(mqtt.Config{Backend: b, State: b, Limits: mqtt.Limits{MaxLoginsPerAddress: 2, LoginTimeout: timeout}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		l := &pipeListener{c: make(chan net.Conn), done: make(chan struct{})}
-		go s.Serve(l, mqtt.ListenerOptions{})
-		dial := func() *device {
-			cl, sv := net.Pipe()
-			l.c <- sv
-			return &device{t: t, nc: cl, v: 4}
-		}
+		s, l := servePipes(t, mqtt.Config{Backend: b, State: b, Limits: mqtt.Limits{MaxLoginsPerAddress: 2, LoginTimeout: timeout}})
+		dial := func() *device { return l.dial(t, 4) }
 		start := time.Now()
 		s1, s2, s3 := dial(), dial(), dial()
 		s1.send([]byte{0x10}) // a byte buys no time
@@ -240,6 +231,24 @@ func (l *pipeListener) Close() error {
 }
 func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
+func (l *pipeListener) dial(t testing.TB, v byte) *device {
+	cl, sv := net.Pipe()
+	l.c <- sv
+	return &device{t: t, nc: cl, v: v}
+}
+
+// servePipes starts a server that may be in a bubble.
+func servePipes(t testing.TB, c mqtt.Config) (*mqtt.Server, *pipeListener) {
+	t.Helper()
+	s, err := mqtt.NewServer(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &pipeListener{c: make(chan net.Conn), done: make(chan struct{})}
+	go s.Serve(l, mqtt.ListenerOptions{})
+	return s, l
+}
+
 // TestKeepAlive in simulated time: closed after one and a half keep-alives without
 // a packet and not before, at 65,535 s too (where 16 bits overflow); never at 0.
 func TestKeepAlive(t *testing.T) {
@@ -247,14 +256,8 @@ func TestKeepAlive(t *testing.T) {
 		t.Run(fmt.Sprint(ka), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBackend()
-				s, err := mqtt.NewServer(mqtt.Config{Backend: b, State: b})
-				if err != nil {
-					t.Fatal(err)
-				}
-				l := &pipeListener{c: make(chan net.Conn), done: make(chan struct{})}
-				go s.Serve(l, mqtt.ListenerOptions{})
-				cl, sv := net.Pipe()
-				l.c <- sv
+				s, l := servePipes(t, mqtt.Config{Backend: b, State: b})
+				cl := l.dial(t, 5).nc
 				go cl.Write(connect(5, opts{id: "a", keepAlive: ka}))
 				buf := make([]byte, 100)
 				cl.Read(buf)

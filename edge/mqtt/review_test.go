@@ -53,15 +53,8 @@ func TestConnectionsOfAnAddressAreRated(t *testing.T) {
 func TestAClientAboveItsRateIsSlowedDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBackend()
-		s, err := mqtt.NewServer(mqtt.Config{Backend: b, State: b, Limits: mqtt.Limits{PublishRate: 10}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		l := &pipeListener{c: make(chan net.Conn), done: make(chan struct{})}
-		go s.Serve(l, mqtt.ListenerOptions{})
-		cl, sv := net.Pipe()
-		l.c <- sv
-		d := &device{t: t, nc: cl, v: 4}
+		s, l := servePipes(t, mqtt.Config{Backend: b, State: b, Limits: mqtt.Limits{PublishRate: 10}})
+		d := l.dial(t, 4)
 		d.send(connect(4, opts{id: "a"}))
 		d.next()
 		start := time.Now()

@@ -226,12 +226,7 @@ func (l *lingerer) Close() error {
 func TestWhoWasNeverAnsweredIsClosedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBackend()
-		s, err := mqtt.NewServer(mqtt.Config{Backend: b, State: b})
-		if err != nil {
-			t.Fatal(err)
-		}
-		l := &pipeListener{c: make(chan net.Conn), done: make(chan struct{})}
-		go s.Serve(l, mqtt.ListenerOptions{})
+		s, l := servePipes(t, mqtt.Config{Backend: b, State: b})
 		for _, told := range []bool{false, true} {
 			cl, sv := net.Pipe()
 			end := &lingerer{Conn: sv, closed: make(chan time.Time, 1)}
