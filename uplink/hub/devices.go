@@ -25,7 +25,8 @@ type deviceTracker struct {
 	h       *Hub
 	reg     *devices.Registry
 	offered chan deviceBatch
-	stale   atomic.Bool // own holds devices that the registry may hold anew
+	waiting atomic.Int64 // bytes in offered
+	stale   atomic.Bool  // own holds devices that the registry may hold anew
 
 	// Owned by run.
 	own  map[string]*devices.Device    // by node/key: saves the registry's lock per record
@@ -39,6 +40,7 @@ type deviceBatch struct {
 
 const (
 	maxOffered    = 256
+	maxWaiting    = 16 << 20  // bytes of them
 	devicePrefix  = "device/" // followed by node/key in the key of a KindRegistry entry
 	maxDevices    = 100_000
 	maxDeviceName = 256 // bytes of node/key; longer keys are no device names
@@ -75,9 +77,15 @@ func (d *deviceTracker) offer(node string, b record.Batch) {
 	if len(d.offered) == cap(d.offered) {
 		return
 	}
+	n := int64(len(b))
+	if d.waiting.Add(n) > maxWaiting {
+		d.waiting.Add(-n)
+		return
+	}
 	select {
 	case d.offered <- deviceBatch{node, slices.Clone(b)}:
 	default:
+		d.waiting.Add(-n)
 	}
 }
 
@@ -112,6 +120,7 @@ func (d *deviceTracker) run(ctx context.Context) {
 			d.save(false)
 			continue
 		case b := <-d.offered:
+			d.waiting.Add(-int64(len(b.batch)))
 			d.count(b.node, b.batch, dec)
 			continue
 		case <-moved:

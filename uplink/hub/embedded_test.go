@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"syscall"
@@ -491,6 +492,46 @@ func TestABatchStoredAloneIsCompressed(t *testing.T) {
 	for o, held := range w.audit() {
 		if held.Count() != 200 {
 			t.Errorf("%s: %s", o, held)
+		}
+	}
+}
+
+// After damage every row of the ledger counts, those that are no longer in memory, too.
+func TestProgressIsRegainedFromTheWholeLedger(t *testing.T) {
+	w := newWorld(t)
+	w.adopt("n1", root(epochA))
+	const each, topics = 3800, 3
+	for i := range topics {
+		o := origin("n1", fmt.Sprint("temp", i))
+		w.mustAppend(o, batch(o, 0, 1))
+		var lost uplink.RangeSet
+		for k := range int64(each) {
+			lost.Add(2*k+2, 2*k+3)
+		}
+		if _, err := w.eng.Declare(context.Background(), o, []wire.Gap{{Ranges: lost, Reason: wire.GapEvicted}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(w.eng.Losses("", "", math.MaxInt)); n == each*topics {
+		t.Fatalf("all of %d rows are in memory", n)
+	}
+	for i := range topics {
+		o := origin("n1", fmt.Sprint("temp", i))
+		was := w.progress(o).Held
+		if err := hub.Regain(w.eng, o); err != nil {
+			t.Fatal(err)
+		}
+		if is := w.progress(o).Held; !is.Equal(was) || is.Count() != each+1 {
+			t.Errorf("%s: %d regained of %d", o, is.Count(), was.Count())
+		}
+	}
+}
+
+// What the account of devices of a hub on a cluster has no time for is bounded in bytes, whatever nodes send.
+func TestBatchesOfferedToTheAccountOfDevicesAreBounded(t *testing.T) {
+	for size, want := range map[int]int{1 << 10: 256 << 10, 8 << 20: 16 << 20} {
+		if n := hub.OfferedBytes(size, 300); n != want {
+			t.Errorf("batches of %d bytes: %d bytes are kept, want %d", size, n, want)
 		}
 	}
 }

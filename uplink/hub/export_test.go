@@ -1,9 +1,11 @@
 package hub
 
 import (
+	"context"
 	"math"
 	"math/rand/v2"
 
+	"tailrace/storage/record"
 	"tailrace/uplink/hub/internal/saved"
 	"tailrace/uplink/link"
 	"tailrace/uplink/wire"
@@ -40,6 +42,28 @@ func Resume(e *Embedded, node string) { e.resume(node) }
 
 // CentralOf is the hub's store of records.
 func CentralOf(h *Hub) *Embedded { return h.Central() }
+
+// Regain restores the progress of an origin that is forgotten before.
+func Regain(e *Embedded, o wire.Origin) error {
+	st := e.streams[streamKey{o.Node, o.Epoch, o.Topic, o.Partition}]
+	st.mu.Lock()
+	st.prog, st.held, st.pend = progressValue{LastOffset: -1}, nil, nil
+	st.mu.Unlock()
+	return e.regain(context.Background())
+}
+
+// OfferedBytes is how much the account of devices of a hub on a cluster keeps of batches that it has no time for.
+func OfferedBytes(size, batches int) (n int) {
+	d := &deviceTracker{offered: make(chan deviceBatch, maxOffered)}
+	b := make(record.Batch, size)
+	for range batches {
+		d.offer("n1", b)
+	}
+	for len(d.offered) > 0 {
+		n += len((<-d.offered).batch)
+	}
+	return n
+}
 
 // ProgressForms are one random progress of an origin as it is written, and as CBOR's library writes it.
 func ProgressForms(r *rand.Rand) (own, library []byte) {

@@ -141,10 +141,26 @@ func (t *lossTable) add(rows []LossRow) {
 	}
 }
 
-// load reads the ledger topics. A row that does not decode is somebody else's
-// record and is skipped.
+// load reads the ledger topics.
 func (t *lossTable) load(ledger map[string]*storage.Partition) error {
 	var all []LossRow
+	if err := eachLoss(ledger, func(row LossRow) error {
+		if all = append(all, row); len(all) > maxLossRows { // totals stay exact, memory stays flat
+			t.add(all)
+			all = nil
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	slices.SortStableFunc(all, func(a, b LossRow) int { return cmp.Compare(a.DeclaredAt, b.DeclaredAt) })
+	t.add(all)
+	return nil
+}
+
+// eachLoss reads the ledger topics to their end. A row that does not decode is somebody else's
+// record and is skipped.
+func eachLoss(ledger map[string]*storage.Partition, f func(LossRow) error) error {
 	d := record.NewDecompressor(0)
 	defer d.Close()
 	for class, p := range ledger {
@@ -167,18 +183,14 @@ func (t *lossTable) load(ledger map[string]*storage.Partition) error {
 				for it.Next() {
 					var row LossRow
 					if json.Unmarshal(it.Record().Value, &row) == nil && row.Node != "" {
-						all = append(all, row)
+						if err := f(row); err != nil {
+							return err
+						}
 					}
 				}
 			}
-			if len(all) > maxLossRows { // totals stay exact, memory stays flat
-				t.add(all)
-				all = nil
-			}
 		}
 	}
-	slices.SortStableFunc(all, func(a, b LossRow) int { return cmp.Compare(a.DeclaredAt, b.DeclaredAt) })
-	t.add(all)
 	return nil
 }
 

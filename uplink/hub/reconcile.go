@@ -3,7 +3,6 @@ package hub
 import (
 	"context"
 	"fmt"
-	"math"
 
 	"tailrace/storage"
 )
@@ -23,6 +22,11 @@ func (e *Embedded) reconcile(ctx context.Context) error {
 	if !damaged {
 		return nil
 	}
+	return e.regain(ctx)
+}
+
+// regain adds to the progress what is stored and declared.
+func (e *Embedded) regain(ctx context.Context) error {
 	changed := map[*stream]bool{}
 	add := func(k streamKey, from, to, records int64) error {
 		a, ok := e.assigns[assignKey{k.node, k.topic, k.partition}]
@@ -70,14 +74,14 @@ func (e *Embedded) reconcile(ctx context.Context) error {
 			}
 		}
 	}
-	for _, r := range e.losses.newest("", "", math.MaxInt) {
+	if err := eachLoss(e.ledger, func(r LossRow) error { // the table has the newest only
 		epoch, err := parseID(r.Epoch)
 		if err != nil {
-			continue
+			return nil // no row of ours
 		}
-		if err := add(streamKey{r.Node, epoch, r.Topic, r.Partition}, r.From, r.To, 0); err != nil {
-			return err
-		}
+		return add(streamKey{r.Node, epoch, r.Topic, r.Partition}, r.From, r.To, 0)
+	}); err != nil {
+		return err
 	}
 	for st := range changed {
 		a := e.store.NewAppend(st.assign.Class)
