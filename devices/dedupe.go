@@ -3,7 +3,6 @@ package devices
 import (
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"strconv"
 
 	"tailrace/devices/payload"
@@ -46,12 +45,11 @@ func compileDedupe(d DedupeRule) (*dedupeSource, error) {
 		return nil, errors.New("dedupe: encoding goes with field and boot: json or cbor")
 	}
 	s := &dedupeSource{seqProp: d.Property, bootProp: d.BootProperty}
-	// Nanoseconds since 1970 are a whole number as it stands.
 	for path, to := range map[string]**payload.TimeField{d.Field: &s.seq, d.Boot: &s.boot} {
 		if path == "" {
 			continue
 		}
-		f, err := payload.CompileTime(d.Encoding, path, payload.UnixNanos)
+		f, err := payload.CompileWhole(d.Encoding, path)
 		if err != nil {
 			return nil, fmt.Errorf("dedupe: %w", err)
 		}
@@ -92,7 +90,5 @@ func (r *Route) Sequence(body []byte, property func(name string) (value []byte, 
 	if !have {
 		return 0, 0, false
 	}
-	h := fnv.New64a() // any text; its hash is on disk
-	h.Write(v)
-	return h.Sum64(), seq, true
+	return payload.WordOf(v), seq, true
 }

@@ -180,3 +180,21 @@ func BenchmarkRouteMiss(b *testing.B) {
 		r.Route(devices.Message{Topic: "site/marge/turbine/T01/scada"})
 	}
 }
+
+// What is no whole number, as seconds with a fraction, or no boot, is no sequence: it would be taken
+// for another message that it is not.
+func TestSequenceIsAWholeNumber(t *testing.T) {
+	r := router(t, devices.Default{Stream: "unrouted"}, devices.Rule{Topic: "a", Stream: "a", Dedupe: devices.DedupeRule{Encoding: "json", Field: "n", Boot: "b"}})
+	route, err := r.Route(devices.Message{Topic: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for body, want := range map[string]bool{
+		`{"n":7,"b":1}`: true, `{"n":"7","b":"x"}`: true, `{"n":7.0,"b":1}`: true, `{"n":1700000000123456789,"b":1}`: true,
+		`{"n":7.5,"b":1}`: false, `{"n":"7.5","b":1}`: false, `{"n":75e-1,"b":1}`: false, `{"n":-7,"b":1}`: false, `{"n":7,"b":1.5}`: false, `{"n":7}`: false,
+	} {
+		if _, n, ok := route.Sequence([]byte(body), nil); ok != want || ok && n != 7 && n != 1700000000123456789 {
+			t.Errorf("%s: %d, %v", body, n, ok)
+		}
+	}
+}

@@ -9,19 +9,9 @@ import (
 const maxNesting = 16
 
 func (t *TimeField) cborTime(payload []byte) (int64, error) {
-	// The whole item is checked first, so that a cut payload is malformed and not
-	// "absent". The library's Wellformed does the same with two allocations a record;
-	// the fuzz test holds this walk to the library's answers.
-	if rest, ok := skip(payload, 0); !ok || len(rest) != 0 {
-		return 0, ErrMalformed
-	}
-	item, ok := t.cborItem(payload)
-	if !ok {
-		return 0, ErrAbsent
-	}
-	h, rest, ok := untag(item)
-	if !ok {
-		return 0, ErrMalformed
+	h, rest, err := t.cborItem(payload)
+	if err != nil {
+		return 0, err
 	}
 	switch h.major {
 	case 0, 1:
@@ -53,27 +43,24 @@ func (t *TimeField) cborTime(payload []byte) (int64, error) {
 	return 0, ErrRange
 }
 
-// cborItem finds the item of the path in a payload that is well-formed.
-func (t *TimeField) cborItem(payload []byte) (item []byte, ok bool) {
-	item = payload
+// cborItem finds the item of the path, and what follows its head.
+func (t *TimeField) cborItem(payload []byte) (h itemHead, rest []byte, err error) {
+	// The whole item is checked first, so that a cut payload is malformed and not
+	// "absent". The library's Wellformed does the same with two allocations a record;
+	// the fuzz test holds this walk to the library's answers.
+	if rest, ok := skip(payload, 0); !ok || len(rest) != 0 {
+		return h, nil, ErrMalformed
+	}
+	item, ok := payload, true
 	for _, s := range t.steps {
 		if item, ok = child(item, s); !ok {
-			return nil, false
+			return h, nil, ErrAbsent
 		}
 	}
-	return item, true
-}
-
-// cborText is the value when it is text in one piece, else empty. The payload is well-formed.
-func (t *TimeField) cborText(payload []byte) string {
-	item, ok := t.cborItem(payload)
-	if !ok {
-		return ""
+	if h, rest, ok = untag(item); !ok {
+		return h, nil, ErrMalformed
 	}
-	if h, rest, ok := untag(item); ok && h.major == 3 && !h.indefinite {
-		return string(rest[:h.arg])
-	}
-	return ""
+	return h, rest, nil
 }
 
 // itemHead is the first bytes of a data item (RFC 8949, 3).

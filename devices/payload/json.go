@@ -11,12 +11,7 @@ import (
 // kept as it came in any case, and a wrong time is caught by its format and by
 // the clamp on arrival time.
 func (t *TimeField) jsonTime(payload []byte) (int64, error) {
-	if len(payload) == 0 {
-		return 0, ErrMalformed
-	}
-	// The string aliases the payload for the length of this call only; results
-	// hold substrings of it and are turned into a number before returning.
-	r := gjson.Get(unsafe.String(&payload[0], len(payload)), t.path)
+	r := t.jsonValue(payload)
 	switch r.Type {
 	case gjson.Number:
 		return t.format.fromDecimal(r.Raw)
@@ -40,10 +35,10 @@ func (t *TimeField) jsonTime(payload []byte) (int64, error) {
 	return 0, ErrRange
 }
 
-// jsonText is the value when it is text, else empty.
-func (t *TimeField) jsonText(payload []byte) string {
-	if r := gjson.GetBytes(payload, t.path); r.Type == gjson.String {
-		return r.Str
+// jsonValue may alias the payload: it is used up before the caller returns.
+func (t *TimeField) jsonValue(payload []byte) gjson.Result {
+	if len(payload) == 0 {
+		return gjson.Result{}
 	}
-	return ""
+	return gjson.Get(unsafe.String(&payload[0], len(payload)), t.path)
 }

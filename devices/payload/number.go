@@ -36,11 +36,11 @@ func (f Format) fromFloat(v float64) (int64, error) {
 	if f == RFC3339 || math.IsNaN(v) || math.IsInf(v, 0) {
 		return 0, ErrRange
 	}
-	whole, frac := math.Modf(v)
-	if math.Abs(whole) >= float64(math.MaxInt64/ns) {
+	units, frac := math.Modf(v)
+	if math.Abs(units) >= float64(math.MaxInt64/ns) || f == whole && frac != 0 {
 		return 0, ErrRange
 	}
-	return int64(whole)*ns + int64(math.Round(frac*float64(ns))), nil
+	return int64(units)*ns + int64(math.Round(frac*float64(ns))), nil
 }
 
 // fromDecimal reads decimal text exactly, so that "1700000000.123456789" keeps
@@ -62,6 +62,9 @@ func (f Format) fromDecimal(s string) (int64, error) {
 		switch {
 		case c >= '0' && c <= '9':
 			if dot >= 0 && dot == exp {
+				if f == whole && c != '0' {
+					return 0, ErrRange
+				}
 				digits++
 				continue // below 1 ns
 			}

@@ -17,6 +17,8 @@ import (
 	"hash/fnv"
 	"strconv"
 	"strings"
+
+	"github.com/tidwall/gjson"
 )
 
 // Encoding is how a payload is written.
@@ -36,6 +38,8 @@ const (
 	UnixMicros  Format = "unix_us"
 	UnixNanos   Format = "unix_ns"
 	RFC3339     Format = "rfc3339" // text, "2026-01-02T03:04:05.123456789Z"; without zone: UTC
+
+	whole Format = "whole" // no time: see CompileWhole
 )
 
 // Errors of Time; callers branch on them to count reasons.
@@ -87,6 +91,13 @@ func CompileTime(e Encoding, path string, f Format) (TimeField, error) {
 	return t, nil
 }
 
+// CompileWhole is CompileTime for a whole number, which Time returns as it stands: 7, "7", 7.0, not 7.5.
+func CompileWhole(e Encoding, path string) (TimeField, error) {
+	t, err := CompileTime(e, path, UnixNanos)
+	t.format = whole
+	return t, err
+}
+
 // Time returns the event time in ns since 1970. It does not allocate when the value is found.
 func (t *TimeField) Time(payload []byte) (int64, error) {
 	if t.encoding == CBOR {
@@ -95,27 +106,37 @@ func (t *TimeField) Time(payload []byte) (int64, error) {
 	return t.jsonTime(payload)
 }
 
-// Word returns a value that is only compared: a whole number as it stands, any other text
-// by its hash (FNV-1a, 64 bits; it is kept on disk). t is of UnixNanos.
+// Word returns a value that is only compared: a whole number as it stands, text that is not just
+// such a number by WordOf.
 func (t *TimeField) Word(payload []byte) (uint64, error) {
-	n, err := t.Time(payload)
-	if err == nil {
+	text := ""
+	if t.encoding == CBOR {
+		h, rest, err := t.cborItem(payload)
+		if err != nil {
+			return 0, err
+		}
+		if h.major == 3 && !h.indefinite {
+			text = string(rest[:h.arg])
+		}
+	} else if r := t.jsonValue(payload); r.Type == gjson.String {
+		text = r.Str
+	}
+	if text == "" {
+		n, err := t.Time(payload)
+		return uint64(n), err
+	}
+	var digits [20]byte
+	if n, err := t.format.fromDecimal(text); err == nil && string(strconv.AppendInt(digits[:0], n, 10)) == text {
 		return uint64(n), nil
 	}
-	if !errors.Is(err, ErrRange) {
-		return 0, err
-	}
-	text := t.jsonText
-	if t.encoding == CBOR {
-		text = t.cborText
-	}
-	b := text(payload)
-	if b == "" {
-		return 0, err
-	}
+	return WordOf([]byte(text)), nil
+}
+
+// WordOf is the hash of a text (FNV-1a, 64 bits), as it is kept on disk.
+func WordOf(text []byte) uint64 {
 	h := fnv.New64a()
-	h.Write([]byte(b))
-	return h.Sum64(), nil
+	h.Write(text)
+	return h.Sum64()
 }
 
 func splitPath(path string) ([]step, error) {

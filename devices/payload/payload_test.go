@@ -157,14 +157,18 @@ func dupKey(b []byte) bool {
 
 func TestWordOfAPayload(t *testing.T) {
 	word := func(e payload.Encoding, body string) (uint64, error) {
-		f, err := payload.CompileTime(e, "boot.id", payload.UnixNanos)
+		f, err := payload.CompileWhole(e, "boot.id")
 		if err != nil {
 			t.Fatal(err)
 		}
 		return f.Word([]byte(body))
 	}
 	seen := map[uint64]string{}
-	for _, body := range []string{`{"boot":{"id":7}}`, `{"boot":{"id":-7}}`, `{"boot":{"id":"6f1e-22"}}`, `{"boot":{"id":"6f1e-23"}}`} {
+	bodies := []string{`{"boot":{"id":7}}`, `{"boot":{"id":-7}}`}
+	for _, text := range []string{"6f1e-22", "6f1e-23", "07", "+7", "1.1", "1.10", "1.2", "1e3", "1000", "5e10", "50e9"} {
+		bodies = append(bodies, `{"boot":{"id":"`+text+`"}}`)
+	}
+	for _, body := range bodies { // no two are the same
 		n, err := word(payload.JSON, body)
 		if again, _ := word(payload.JSON, body); err != nil || n != again || seen[n] != "" {
 			t.Errorf("%s: %d, %d, %v, as %q", body, n, again, err, seen[n])
@@ -175,14 +179,19 @@ func TestWordOfAPayload(t *testing.T) {
 	if err != nil || seen[same] != `{"boot":{"id":"6f1e-22"}}` {
 		t.Errorf("CBOR: %d, %v", same, err)
 	}
-	for _, body := range []string{``, `{`, `{}`, `{"boot":{"id":null}}`, `{"boot":{"id":""}}`, `{"boot":{"id":true}}`, `{"boot":{"id":["a"]}}`, `{"boot":{"id":99999999999999999999}}`} {
+	for _, body := range []string{``, `{`, `{}`, `{"boot":{"id":null}}`, `{"boot":{"id":""}}`, `{"boot":{"id":true}}`, `{"boot":{"id":["a"]}}`, `{"boot":{"id":99999999999999999999}}`, `{"boot":{"id":1.1}}`} {
 		if n, err := word(payload.JSON, body); err == nil {
 			t.Errorf("%s: %d", body, n)
 		}
 	}
-	for _, body := range []string{"", "\xa1\x64boot", "\xa1\x64boot\xa1\x62id\x60", "\xa1\x64boot\xa1\x62id\x7f\x61a\xff", "\xa1\x64boot\x61a"} {
+	for _, body := range []string{"", "\xa1\x64boot", "\xa1\x64boot\xa1\x62id\x60", "\xa1\x64boot\xa1\x62id\x7f\x61a\xff", "\xa1\x64boot\x61a", "\xa1\x64boot\xa1\x62id\xf9\x3e\x00"} {
 		if n, err := word(payload.CBOR, body); err == nil {
 			t.Errorf("%x: %d", body, n)
+		}
+	}
+	for _, body := range []string{`{"boot":{"id":7}}`, `{"boot":{"id":"7"}}`, `{"boot":{"id":7.0}}`, `{"boot":{"id":70e-1}}`} {
+		if n, err := word(payload.JSON, body); n != 7 || err != nil {
+			t.Errorf("%s: %d, %v", body, n, err)
 		}
 	}
 }
