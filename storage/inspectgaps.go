@@ -8,6 +8,7 @@ import (
 
 // missing finds the ranges that the next Open will declare lost: gaps between batches, before
 // the first and behind the last, that are above the start and that no row of the ledger has.
+// Behind the last only the second copy tells of them here; Open asks the side files, too.
 func (x *inspector) missing() {
 	rows := lossRowsOf(x.state)
 	clean := map[PartitionID]int64{}
