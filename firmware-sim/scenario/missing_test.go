@@ -61,13 +61,9 @@ func TestFileOfTheBacklogIsGone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var missing []storage.OffsetRange
-			for _, p := range in.Classes[0].Partitions {
-				if p.Topic == stream {
-					missing = p.Missing
-				}
-			}
-			if len(missing) != 1 || missing[0].From <= at || missing[0].To >= w.backlogEnd(in) {
+			p := ofStream(in)
+			missing := p.Missing
+			if len(missing) != 1 || missing[0].From <= at || missing[0].To >= p.Next {
 				t.Fatalf("the check says that %v is missing; the hub has %d", missing, at)
 			}
 			if !live {
@@ -103,12 +99,12 @@ func TestFileOfTheBacklogIsGone(t *testing.T) {
 	}
 }
 
-// backlogEnd is how far the stream had come in a directory.
-func (w *world) backlogEnd(in *storage.Inspection) int64 {
-	for _, p := range in.Classes[0].Partitions {
+// ofStream is what a check says of the stream's partition.
+func ofStream(in *storage.Inspection) (p storage.PartitionInspection) {
+	for _, p = range in.Classes[0].Partitions {
 		if p.Topic == stream {
-			return p.Next
+			return p
 		}
 	}
-	return 0
+	return storage.PartitionInspection{}
 }

@@ -185,7 +185,7 @@ func (s *Swarm) node(i int) (*node, error) {
 	return &node{l, c}, err
 }
 
-// site is the address of a node: sites do not share one, and what a hub allows to an address is less than a fleet needs.
+// site is the address of a node, which one other shares: what a hub allows to an address is less than a fleet needs.
 func site(i int) net.IP { return net.IPv4(127, 1+byte(i>>16), byte(i>>8), byte(i)|1) }
 
 // memLog is a node's log: single records of one partition.
