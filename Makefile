@@ -68,7 +68,7 @@ fuzz: ## every fuzz target for FUZZTIME (60s)
 	@.ci/fuzz $(FUZZTIME)
 
 sim: ## HISTORIES (5000) seeded histories of the whole system in simulated time
-	$(GO) test -count=1 -timeout 0 ./firmware-sim/scenario/ -run 'TestHistories' -histories $(HISTORIES) -given
+	$(GO) test -count=1 -timeout 0 ./firmware-sim/scenario/ -run 'TestHistories' -histories $(HISTORIES)
 
 crash: build ## the long forms of power cuts, failing calls, damage, mounted images, planted bugs and KILLS (1000) SIGKILLs
 	@GO=$(GO) KILLS=$(KILLS) .ci/crash

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"tailrace/storage"
 	"tailrace/uplink"
@@ -32,6 +33,8 @@ type source struct {
 	hub     wire.StoreRef   // the store that welcomed this node last; zero ID = none yet
 	noted   wire.StoreRef   // as it is durable here
 	noting  bool            // it is being made durable
+	// notNoted: the disk did not take it last, which was said.
+	notNoted bool
 }
 
 // ackedOf is what the hub holds of one partition, over all epochs: offsets go on
@@ -99,7 +102,7 @@ func (s *source) welcomed(w wire.Welcome) error {
 
 // noteHub makes durable which store of the hub welcomed this node last, unless it is: after
 // a restart a hub learns by it that its disk was lost or has gone back. Where the disk takes
-// nothing now it is tried again with the next acknowledgement.
+// nothing now it is tried again, until it does.
 func (s *source) noteHub() {
 	s.mu.Lock()
 	now := s.hub
@@ -113,13 +116,20 @@ func (s *source) noteHub() {
 	a.Set(storage.KindMeta, hubStoreKey, binary.BigEndian.AppendUint32(now.ID[:len(now.ID):len(now.ID)], uint32(now.Epoch)))
 	s.store.Submit(a, func(_ *storage.Append, err error) {
 		s.mu.Lock()
-		if s.noting = false; err == nil {
+		s.noting = false
+		if err == nil {
 			s.noted = now
 		}
+		told := s.notNoted
+		s.notNoted = err != nil
 		s.mu.Unlock()
-		if err != nil {
-			s.logger.Warn("the hub's store is not noted; tried again", "err", err)
+		if err == nil || errors.Is(err, storage.ErrClosed) {
+			return
 		}
+		if !told {
+			s.logger.Warn("the hub's store is not noted; tried again every second", "err", err)
+		}
+		time.AfterFunc(time.Second, s.noteHub)
 	})
 }
 
@@ -314,7 +324,6 @@ func (s *source) Gaps() []link.GapProposal {
 
 // settleLosses forgets the losses that the hub has in its ledger.
 func (s *source) settleLosses(ctx context.Context) {
-	s.noteHub()
 	for _, l := range s.store.Losses() {
 		if !s.isAcked(l.Partition, l.From, l.To) {
 			continue

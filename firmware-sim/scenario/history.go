@@ -30,6 +30,7 @@ type outcome struct {
 	Wills      int   // stored
 	Retained   int   // topics compared at the end
 	HubDisks   int   // disks of the hub lost or replaced by a backup
+	Told       int   // of these: lost ones that had given records out, and the node could tell
 	Copies     int   // copies of the node's card that ran
 	Fenced     int   // histories in which the hub told of a copy
 	ClockSteps int   // steps of the node's clock
@@ -41,7 +42,7 @@ func (o *outcome) add(x outcome) {
 	o.Reconnects, o.Resent, o.Simulated = o.Reconnects+x.Reconnects, o.Resent+x.Resent, o.Simulated+x.Simulated
 	o.NodeRecords, o.HubRecords = o.NodeRecords+x.NodeRecords, o.HubRecords+x.HubRecords
 	o.Declared, o.QoS2, o.Wills, o.Retained = o.Declared+x.Declared, o.QoS2+x.QoS2, o.Wills+x.Wills, o.Retained+x.Retained
-	o.HubDisks, o.Copies, o.Fenced = o.HubDisks+x.HubDisks, o.Copies+x.Copies, o.Fenced+x.Fenced
+	o.HubDisks, o.Told, o.Copies, o.Fenced = o.HubDisks+x.HubDisks, o.Told+x.Told, o.Copies+x.Copies, o.Fenced+x.Fenced
 	o.ClockSteps, o.ClockRows = o.ClockSteps+x.ClockSteps, o.ClockRows+x.ClockRows
 }
 

@@ -18,6 +18,7 @@ import (
 	"tailrace/devices"
 	"tailrace/edge"
 	"tailrace/firmware-sim/rawload"
+	"tailrace/storage"
 )
 
 // aux is the stream of the wills.
@@ -262,13 +263,22 @@ func (w *world) setClock(o *outcome, wrong time.Duration, kept bool) error {
 // replaceHub gives the hub another disk: an empty one, or an older state of its own.
 func (w *world) replaceHub(o *outcome, from string) error {
 	// Of a backup only a node can tell that has not restarted since it heard the hub's
-	// acknowledgements, see TestHubThatLostRecordsIsFilledAgain.
-	if s := w.hub.store(); s != nil && from == "" {
+	// acknowledgements, see TestHubThatLostRecordsIsFilledAgain. And of a lost disk none whose
+	// own disk has taken nothing since it was welcomed.
+	s, n := w.hub.store(), w.node.store()
+	switch {
+	case s == nil || n == nil || from != "":
+	case !notedBy(n, s.Identity().StoreID):
+		w.say("the node's disk has not taken the note of the hub's store: nobody can tell that it is gone")
+	default:
 		g, err := givenOut(s)
 		if err != nil {
 			return err
 		}
-		w.before, w.wentBack = g, g.records > 0
+		w.before = g
+		if g.records > 0 {
+			o.Told++
+		}
 	}
 	if err := w.hub.crash(w.rng.Uint64(), 0, false); err != nil {
 		return err
@@ -289,6 +299,14 @@ func (w *world) replaceHub(o *outcome, from string) error {
 func (w *world) copyRuns(o *outcome, from string, had int64) error {
 	if w.completeTo(stream) <= had {
 		w.say("no copy is started: the hub is complete to %d only, the copy has %d", w.completeTo(stream), had)
+		return nil
+	}
+	in, err := storage.Inspect(from, nil)
+	if err != nil {
+		return err
+	}
+	if len(in.Problems) > 0 { // see TestCopiesOfALogAreNeverMerged: it goes on, and the node's own card is the older one
+		w.say("no copy is started: at its torn end it would begin an epoch of its own, as a node that lost its last commits: %v", in.Problems)
 		return nil
 	}
 	o.Copies++

@@ -20,7 +20,6 @@ var (
 	histories = flag.Int("histories", 200, "how many seeded histories")
 	fromSeed  = flag.Uint64("from", 1, "first seed")
 	failures  = flag.Int("failures", 3, "stop after so many failed histories")
-	givenOnce = flag.Bool("given", false, "a hub whose disk was lost must give out no offset twice under one leader epoch; fails rarely, see judgeGiven")
 	logs      = flag.Bool("logs", false, "print what node and hub log, with -seed")
 )
 
@@ -104,7 +103,7 @@ func history(t *testing.T, seed uint64, dir, certs, features string, storm time.
 	defer os.RemoveAll(dir)
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(seed, dir, certs)
-		w.features, w.givenOnce = features, *givenOnce
+		w.features = features
 		if *logs && *oneSeed != 0 {
 			w.log = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})
 		}

@@ -354,19 +354,33 @@ func (m *machine) edge() *edge.Node {
 	return m.life.edge
 }
 
+// tear cuts the last 9,000 bytes off the log of a machine that is off.
+func (w *truth) tear(m *machine) {
+	w.t.Helper()
+	segs, err := filepath.Glob(filepath.Join(m.dir(), "main", "log", "0*"))
+	w.must(err)
+	last := segs[len(segs)-1]
+	fi, err := os.Stat(last)
+	w.must(err)
+	w.must(os.Truncate(last, fi.Size()-9000))
+}
+
 // onlyTags: the records of a topic at the hub are those of the logs named, in this order.
 func (w *truth) onlyTags(topic string, want ...string) {
 	w.t.Helper()
-	var got []string
-	for _, n := range w.told(topic) {
-		tag, _, _ := strings.Cut(n, " ")
-		if len(got) == 0 || got[len(got)-1] != tag {
-			got = append(got, tag)
-		}
-	}
-	if !slices.Equal(got, want) {
+	if got := w.tags(topic); !slices.Equal(got, want) {
 		w.t.Errorf("%s at the hub has records of %v, want %v", topic, got, want)
 	}
+}
+
+func (w *truth) tags(topic string) (tags []string) {
+	for _, n := range w.told(topic) {
+		tag, _, _ := strings.Cut(n, " ")
+		if len(tags) == 0 || tags[len(tags)-1] != tag {
+			tags = append(tags, tag)
+		}
+	}
+	return tags
 }
 
 // Copies of a node's log are never merged with it.
@@ -470,6 +484,28 @@ func TestCopiesOfALogAreNeverMerged(t *testing.T) {
 			w.complete()
 			w.onlyTags(stream, "a", "a2", "a3")
 		},
+		// The copy begins an epoch of its own at its torn end, as a node does that lost its last
+		// commits: that goes on. So it is the node's own card that is an older one then.
+		"copy with a torn end in the node's place, then the node's card": func(w *truth) {
+			older, newer := begin(w)
+			w.restore(w.node, older)
+			w.tear(w.node)
+			w.must(w.node.on())
+			w.put(w.node, stream, "copy", 100, 150)
+			w.until("the copy goes on", func() bool { return slices.Contains(w.tags(stream), "copy") })
+			time.Sleep(time.Minute)
+			w.onlyTags(stream, "a", "copy")
+			w.node.off()
+			w.restore(w.node, newer)
+			w.must(w.node.on())
+			w.fenced("the hub has already seen the later epoch", "-new-epoch")
+			w.put(w.node, stream, "a2", 200, 10)
+			time.Sleep(5 * time.Minute)
+			w.onlyTags(stream, "a", "copy")
+			if n := w.node.records(); n != 210 {
+				w.t.Errorf("the node's log has %d records, it had 210", n)
+			}
+		},
 		"end lost without a trace": func(w *truth) {
 			older, _ := begin(w)
 			w.restore(w.node, older)
@@ -490,12 +526,7 @@ func TestCopiesOfALogAreNeverMerged(t *testing.T) {
 		},
 		"end torn": func(w *truth) {
 			begin(w)
-			segs, err := filepath.Glob(filepath.Join(w.node.dir(), "main", "log", "0*"))
-			w.must(err)
-			last := segs[len(segs)-1]
-			fi, err := os.Stat(last)
-			w.must(err)
-			w.must(os.Truncate(last, fi.Size()-9000))
+			w.tear(w.node)
 			w.must(w.node.on())
 			w.put(w.node, stream, "b", 100, 30)
 			w.complete()

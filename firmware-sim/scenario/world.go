@@ -47,14 +47,12 @@ type world struct {
 	tuneNode  func(*edge.Config) // nil, or changes the configuration of each start
 	tuneHub   func(*hub.Config)
 
-	features  string     // that the plan has in any case, see withFeatures
-	plan      plan       // of a history
-	before    *given     // what the hub gave out before its disk was lost, nil when it was not
-	wentBack  bool       // that is something
-	givenOnce bool       // an offset given out twice under one leader epoch is an error
-	clock     wallClock  // of the node
-	bench     memNet     // the site of a copy of the node's card
-	troubles  []interval // of the node; guarded by mu
+	features string     // that the plan has in any case, see withFeatures
+	plan     plan       // of a history
+	before   *given     // what the hub gave out before its disk was lost, nil when it was not
+	clock    wallClock  // of the node
+	bench    memNet     // the site of a copy of the node's card
+	troubles []interval // of the node; guarded by mu
 
 	mu     sync.Mutex
 	events []string // guarded by mu
