@@ -151,21 +151,25 @@ func (s *Store) scrub(l *classLog, seg *segment, rate int64) error {
 			return false
 		}
 	})
+	onCommitter := func(f func()) error {
+		err := l.do(func() error { f(); return nil })
+		if errors.Is(err, ErrClosed) {
+			return nil
+		}
+		return err
+	}
 	switch {
 	case err == nil, errors.Is(err, ErrClosed):
 		return nil
 	case errors.Is(err, fs.ErrNotExist): // given up or replaced meanwhile, or gone
-		if err := l.do(func() error { l.judge(seg); return nil }); err != nil && !errors.Is(err, ErrClosed) {
-			return err
-		}
-		return nil
+		return onCommitter(func() { l.judge(seg) })
 	case !errors.Is(err, errDamaged):
 		l.lg.Error("segment cannot be read", "file", seg.path, "err", err)
 		l.stats.scrubFound()
 		if !durable.Unreadable(err) {
 			return err
 		}
-		if err := l.do(func() error { l.judge(seg); return nil }); err != nil && !errors.Is(err, ErrClosed) {
+		if err := onCommitter(func() { l.judge(seg) }); err != nil {
 			return err
 		}
 		if again := s.verify(l, seg, func(int) bool { return true }); again != nil && seg.clean == nil {
@@ -178,11 +182,7 @@ func (s *Store) scrub(l *classLog, seg *segment, rate int64) error {
 	if seg.clean != nil {
 		return l.readClean(seg)
 	}
-	err = l.do(func() error { l.c.healOrLeave(seg); return nil })
-	if errors.Is(err, ErrClosed) {
-		return nil
-	}
-	return err
+	return onCommitter(func() { l.c.healOrLeave(seg) })
 }
 
 // readClean reads all of a file of a compacted partition, as its readers do: what is
