@@ -58,7 +58,10 @@ func TestPack(t *testing.T) {
 // TestUnpackBelievesNoLength: a block that claims more than it can hold costs no memory.
 func TestUnpackBelievesNoLength(t *testing.T) {
 	p, _ := record.Pack(nil, packable(1, 8))
-	head := p[:6+1+6+1+4] // base offset, records, time, span, CRC
+	head := p[:6+1+6+1+4+2] // base offset, records, time, span, CRC, check of the head
+	if _, _, ok := record.PackedRange(head); !ok {
+		t.Fatal("the head is not whole")
+	}
 	for _, claim := range []uint64{1 << 20, 1 << 30, math.MaxUint32} {
 		bad := append(binary.AppendUvarint(bytes.Clone(head), claim), make([]byte, 100)...)
 		var before, after runtime.MemStats
@@ -102,11 +105,11 @@ func FuzzUnpack(f *testing.F) {
 	})
 }
 
-// TestUnpackFindsDamage: every bit behind the base offset, which Kafka's CRC leaves out.
+// TestUnpackFindsDamage: every bit, those of the base offset as well, which Kafka's CRC leaves out.
 func TestUnpackFindsDamage(t *testing.T) {
 	b := packable(3, 40)
 	p, _ := record.Pack(nil, b)
-	for bit := 8 * 6; bit < 8*len(p); bit++ {
+	for bit := range 8 * len(p) {
 		bad := bytes.Clone(p)
 		bad[bit/8] ^= 1 << (bit % 8)
 		if got, err := record.Unpack(nil, 7, bad, 1<<20); err == nil && !bytes.Equal(got, b) {
