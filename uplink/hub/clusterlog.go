@@ -30,6 +30,7 @@ type clusterTopic struct {
 	r      *relay.Relay
 	name   string
 	config map[string]string
+	asked  sync.Once // for times and sizes
 
 	mu     sync.Mutex // guards what follows
 	first  []relay.Place
@@ -86,6 +87,9 @@ func (l clusterLog) topics(ctx context.Context, names []string, whole bool) ([]*
 		if err := describe(ctx, l.r, list); err != nil {
 			return nil, err
 		}
+		for _, t := range list {
+			t.asked.Do(func() {})
+		}
 	}
 	return list, nil
 }
@@ -128,14 +132,9 @@ func describe(ctx context.Context, r *relay.Relay, list []*clusterTopic) error {
 	return nil
 }
 
-// whole makes sure that times and sizes are known; without them they are absent.
+// whole asks for times and sizes once; without an answer they are absent.
 func (t *clusterTopic) whole() {
-	t.mu.Lock()
-	have := t.lo != nil
-	t.mu.Unlock()
-	if !have {
-		_ = describe(t.ctx, t.r, []*clusterTopic{t}) // what is not known is not shown
-	}
+	t.asked.Do(func() { _ = describe(t.ctx, t.r, []*clusterTopic{t}) }) // what is not known is not shown
 }
 
 // refresh asks for the end again when what is known is old.

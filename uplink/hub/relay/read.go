@@ -282,12 +282,15 @@ func (r *Relay) Fetch(ctx context.Context, dst []byte, topic string, n int32, fr
 }
 
 // LastTime is the largest time of the last committed batches of a partition, -1 when there
-// are none near its end. The brokers' own answer to the question counts the markers of
+// are none near its end, or the hub may see the topic but not read it. The brokers' own answer to the question counts the markers of
 // transactions, which have the time of their commit.
 func (r *Relay) LastTime(ctx context.Context, topic string, n int32, first, stable int64) (int64, error) {
 	for back := int64(2); ; back *= 16 {
 		from := max(first, stable-back)
 		out, _, err := r.Fetch(ctx, nil, topic, n, from, stable, 16<<10)
+		if errors.Is(err, kerr.TopicAuthorizationFailed) {
+			return -1, nil
+		}
 		if err != nil {
 			return -1, err
 		}

@@ -126,6 +126,10 @@ func TestTLSAndLoginWithFewRights(t *testing.T) {
 	if held := f.mustAppend(r, o, batch(o, 10, 30)); held.Count() != 30 {
 		t.Errorf("held %s behind a topic that is refused", held)
 	}
+	// It is listed with the others, without what only a reader knows.
+	if at, err := r.LastTime(within(t), "press", 0, 0, 1); at != -1 || err != nil {
+		t.Errorf("the last time of a topic that may not be read: %d, %v", at, err)
+	}
 	// With Read on the topic, what replay and the API do.
 	ends, err := r.Offsets(within(t), []string{"wind"}, AtStable)
 	if err != nil {
