@@ -52,7 +52,7 @@ type sketchRows struct {
 	lost uplink.RangeSet // offsets of the sketch that were given up before the hub had them
 }
 
-// count is called when rows were made, and at each look.
+// count is called for a stream that is new, and when rows were made.
 func (k *sketcher) count(name string, made int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -62,9 +62,17 @@ func (k *sketcher) count(name string, made int) {
 		k.rows[name] = c
 	}
 	c.made += int64(made)
-	for _, l := range k.store.Losses() {
-		if l.Topic == name+wire.SketchSuffix {
-			c.lost.Add(l.From, l.To)
+}
+
+// countLost is called at each look, and when rows were made: the hub may know of a loss soon,
+// and then it is told of no more.
+func (k *sketcher) countLost() {
+	losses := k.store.Losses()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, l := range losses {
+		if name, ok := strings.CutSuffix(l.Topic, wire.SketchSuffix); ok && k.rows[name] != nil {
+			k.rows[name].lost.Add(l.From, l.To)
 		}
 	}
 }
@@ -139,6 +147,7 @@ func (k *sketcher) find(old bool) {
 		}
 		s.read = s.pos
 		k.of[name] = s
+		k.count(name, 0)
 	}
 }
 
@@ -150,9 +159,9 @@ func (k *sketcher) run(ctx context.Context) {
 	for {
 		now := k.now()
 		k.find(false)
+		k.countLost()
 		next := sketchTick
 		for name, s := range k.of {
-			k.count(name, 0)
 			if err := k.step(ctx, name, s, now, back); err != nil && ctx.Err() == nil {
 				if !s.failing {
 					k.logger.Warn("a stream cannot be sketched now; tried again", "stream", name, "err", err)
@@ -314,6 +323,7 @@ func (k *sketcher) write(ctx context.Context, name string, s *sketched) error {
 		return err
 	}
 	k.count(name, len(rows))
+	k.countLost()
 	return nil
 }
 

@@ -29,16 +29,22 @@ http: {address: "127.0.0.1:0"}
 `, dir)
 	p := client(t, n, "d")
 	publish(t, p, "plain/a", "x")
-	padding := strings.Repeat("x", 8000)
-	until(t, "rows are written, some of them dropped, and counted", func() bool {
+	padding := strings.Repeat("x", 2000) // at most 100 KB/s: a window is over before its records are dropped
+	sketch := func() (start, end int64) {
+		if tp, ok := n.Store().Topic("s" + wire.SketchSuffix); ok {
+			start, end = tp.Partition(0).Start(), tp.Partition(0).HighWatermark()
+		}
+		return start, end
+	}
+	until(t, "rows are dropped", func() bool {
 		if r := publish(t, p, "a", padding); r != 0 {
 			t.Fatalf("publish: 0x%02X", r)
 		}
-		tp, ok := n.Store().Topic("s" + wire.SketchSuffix)
-		if !ok || tp.Partition(0).Start() == 0 {
-			return false
-		}
-		start, end := tp.Partition(0).Start(), tp.Partition(0).HighWatermark()
+		start, _ := sketch()
+		return start > 0
+	})
+	until(t, "they are counted", func() bool { // no more are dropped now
+		start, end := sketch()
 		_, m := get(t, n, "/metrics")
 		if strings.Contains(m, `tailrace_sketch_rows_total{topic="p"}`) || !strings.Contains(m, `tailrace_sketch_sent_rows_total{topic="s"} 0`) {
 			t.Fatalf("metrics:\n%s", m)
