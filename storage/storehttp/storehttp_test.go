@@ -560,7 +560,7 @@ func TestReadersAreLimited(t *testing.T) {
 		t.Errorf("%d %s", code, out)
 	}
 	cancel()
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(30 * time.Second); ; {
 		if code, _ := s.do("GET", "/api/v1/topics/t/records", "", ""); code == 200 {
 			break
 		}

@@ -56,7 +56,7 @@ func TestProduceIsAcknowledgedOnlyAfterTheFsync(t *testing.T) {
 	}
 	fs.Heal()
 	got := send(produceRequest("wind", 0, sequenced(5, 0, 1, "second")))
-	for deadline := time.Now().Add(20 * time.Second); got.ErrorCode == kerr.KafkaStorageError.Code && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(30 * time.Second); got.ErrorCode == kerr.KafkaStorageError.Code && time.Now().Before(deadline); {
 		got = send(produceRequest("wind", 0, sequenced(5, 0, 1, "second"))) // the store reopens in its own time
 		runtime.Gosched()
 	}

@@ -250,7 +250,7 @@ func TestReaderThatTakesNothingIsCut(t *testing.T) {
 			break
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for h.srv.Conns() > 0 {
 		select {
